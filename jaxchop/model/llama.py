@@ -1,0 +1,172 @@
+"""The Llama family as Flax NNX modules whose layer stack is a plain list.
+
+A module is a pytree: `jax.jit`, `jax.grad` and optax act on it directly, and dropping layers is a slice of the list.
+Shapes: B batch, T sequence, S cache slots, D width, F MLP width, N query heads, K key/value heads, H head width,
+V vocabulary, L layers. Kernels are [in, out]. Everything runs in the dtype of the parameters; norms in float32.
+"""
+
+from collections.abc import Callable
+from typing import Any, Literal, TypeVar
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from jaxchop.model import attention
+from jaxchop.model.config import LlamaConfig
+from jaxchop.model.rope import rotate, rotation
+
+# How a pass walks the list: "scan" stacks it inside the program and compiles one layer, "unrolled" compiles each.
+Layout = Literal["scan", "unrolled"]
+Carry = TypeVar("Carry")
+_init = nnx.initializers.normal(0.02)
+
+
+class RMSNorm(nnx.Module):
+  """Root-mean-square normalisation in float32, then a learned scale. Source: arXiv 1910.07467."""
+
+  def __init__(self, config: LlamaConfig):
+    self.scale = nnx.Param(jnp.ones(config.width))
+    self.eps = config.norm_eps
+
+  def __call__(self, x_BTD: jax.Array) -> jax.Array:
+    x = x_BTD.astype(jnp.float32)
+    x = x * jax.lax.rsqrt(jnp.mean(x * x, axis=-1, keepdims=True) + self.eps)
+    return self.scale[...] * x.astype(x_BTD.dtype)
+
+
+class Linear(nnx.Module):
+  """x @ kernel, plus a bias where the family has one."""
+
+  def __init__(self, size_in: int, size_out: int, *, bias: bool, rngs: nnx.Rngs):
+    self.kernel = nnx.Param(_init(rngs.params(), (size_in, size_out)))
+    self.bias = nnx.Param(jnp.zeros(size_out)) if bias else None
+
+  def __call__(self, x_BTI: jax.Array) -> jax.Array:
+    y_BTO = jnp.einsum("BTI,IO->BTO", x_BTI, self.kernel[...])
+    return y_BTO if self.bias is None else y_BTO + self.bias[...]
+
+
+class Attention(nnx.Module):
+  """Projections around attention; how the keys are found is the caller's (`attend`)."""
+
+  def __init__(self, config: LlamaConfig, *, rngs: nnx.Rngs):
+    D, N, K, H = config.width, config.heads, config.kv_heads, config.head_dim
+    self.q = Linear(D, N * H, bias=config.attention_bias, rngs=rngs)
+    self.k = Linear(D, K * H, bias=config.attention_bias, rngs=rngs)
+    self.v = Linear(D, K * H, bias=config.attention_bias, rngs=rngs)
+    self.o = Linear(N * H, D, bias=config.attention_bias, rngs=rngs)
+    self.head_dim = H
+
+  def __call__(
+    self, x_BTD: jax.Array, turn: tuple[jax.Array, jax.Array], attend: Callable[..., jax.Array]
+  ) -> jax.Array:
+    heads = (*x_BTD.shape[:2], -1, self.head_dim)
+    q_BTNH = rotate(self.q(x_BTD).reshape(heads), *turn)
+    k_BTKH = rotate(self.k(x_BTD).reshape(heads), *turn)
+    v_BTKH = self.v(x_BTD).reshape(heads)
+    return self.o(attend(q_BTNH, k_BTKH, v_BTKH).reshape(*x_BTD.shape[:2], -1))
+
+
+class Mlp(nnx.Module):
+  """The gated MLP: down(silu(gate(x)) * up(x))."""
+
+  def __init__(self, config: LlamaConfig, *, rngs: nnx.Rngs):
+    self.gate = Linear(config.width, config.mlp_width, bias=config.mlp_bias, rngs=rngs)
+    self.up = Linear(config.width, config.mlp_width, bias=config.mlp_bias, rngs=rngs)
+    self.down = Linear(config.mlp_width, config.width, bias=config.mlp_bias, rngs=rngs)
+
+  def __call__(self, x_BTD: jax.Array) -> jax.Array:
+    return self.down(jax.nn.silu(self.gate(x_BTD)) * self.up(x_BTD))
+
+
+class Block(nnx.Module):
+  """One decoder layer: what is dropped, scored and merged."""
+
+  def __init__(self, config: LlamaConfig, *, rngs: nnx.Rngs):
+    self.attention_norm = RMSNorm(config)
+    self.attention = Attention(config, rngs=rngs)
+    self.mlp_norm = RMSNorm(config)
+    self.mlp = Mlp(config, rngs=rngs)
+
+  def __call__(
+    self,
+    x_BTD: jax.Array,
+    turn: tuple[jax.Array, jax.Array],
+    attend: Callable[..., jax.Array] = attention.causal_attention,
+    gate: jax.Array | float = 1.0,
+  ) -> jax.Array:
+    """Adds both sub-layers to the residual stream; `gate` scales both additions, and 0 equals removal."""
+    x_BTD = x_BTD + gate * self.attention(self.attention_norm(x_BTD), turn, attend)
+    return x_BTD + gate * self.mlp(self.mlp_norm(x_BTD))
+
+
+class Llama(nnx.Module):
+  """Embedding, a list of blocks, a norm and a head. `len(model.layers)` is the only count of layers there is."""
+
+  def __init__(self, config: LlamaConfig, layers: int, *, rngs: nnx.Rngs):
+    self.config = config
+    self.embedding = nnx.Param(_init(rngs.params(), (config.vocab_size, config.width)))
+    self.layers = nnx.List([Block(config, rngs=rngs) for _ in range(layers)])
+    self.norm = RMSNorm(config)
+    # A tied head is the embedding used twice, never a second leaf: an alias would come back untied from jax.jit.
+    self.head = None if config.tied else nnx.Param(_init(rngs.params(), (config.width, config.vocab_size)))
+
+  def embed(self, ids_BT: jax.Array) -> jax.Array:
+    return self.embedding[...][ids_BT]
+
+  def head_DV(self) -> jax.Array:
+    """Returns the output projection, whichever leaf it lives in."""
+    return self.embedding[...].T if self.head is None else self.head[...]
+
+  def logits(self, x_BTD: jax.Array) -> jax.Array:
+    """Returns logits_BTV of a residual stream that left the last block."""
+    return jnp.einsum("BTD,DV->BTV", self.norm(x_BTD), self.head_DV())
+
+  def __call__(self, ids_BT: jax.Array, *, layout: Layout = "scan") -> jax.Array:
+    """Returns logits_BTV of whole sequences at positions 0..T-1."""
+    return self.logits(hidden(self, ids_BT, layout=layout))
+
+
+def walk(
+  layers: Any,
+  carry: Carry,
+  body: Callable[[Block, Carry, Any], tuple[Carry, Any]],
+  per_layer: Any = None,
+  *,
+  layout: Layout = "scan",
+) -> tuple[Carry, Any]:
+  """Carries `carry` through `body(layer, carry, per_layer[l])` over the layers in order.
+
+  Returns the last carry and the bodies' second results, stacked along a leading axis L. `per_layer` is a pytree of
+  arrays with leading axis L, or None.
+  """
+  if not len(layers):
+    raise ValueError("a model needs at least one layer")
+  if layout == "scan":
+    stack = jax.tree.map(lambda *leaves: jnp.stack(leaves), *layers)
+    return jax.lax.scan(lambda x, layer: body(layer[0], x, layer[1]), carry, (stack, per_layer))
+  results = []
+  for index, layer in enumerate(layers):
+    carry, result = body(layer, carry, jax.tree.map(lambda a: a[index], per_layer))  # noqa: B023
+    results.append(result)
+  return carry, jax.tree.map(lambda *leaves: jnp.stack(leaves), *results)
+
+
+def positions(ids_BT: jax.Array) -> jax.Array:
+  """Returns positions_1T = 0..T-1, which broadcast over the batch."""
+  return jnp.arange(ids_BT.shape[1])[None]
+
+
+def hidden(model: Llama, ids_BT: jax.Array, *, layout: Layout = "scan", remat: bool = False) -> jax.Array:
+  """Returns the raw residual stream x_BTD that leaves the last block, before the final norm.
+
+  With `remat` the backward pass recomputes each block instead of keeping its activations.
+  """
+  turn = rotation(model.config, positions(ids_BT))
+
+  def body(layer: Block, x_BTD: jax.Array, _: None) -> tuple[jax.Array, None]:
+    run = jax.checkpoint(lambda block, x: block(x, turn)) if remat else lambda block, x: block(x, turn)
+    return run(layer, x_BTD), None
+
+  return walk(model.layers, model.embed(ids_BT), body, layout=layout)[0]
