@@ -22,7 +22,7 @@ _PAUSE = 10.0
 class Bar:
   """One stage's progress: `advance(amount, note)` after each piece of work."""
 
-  def __init__(self, title: str, total: int, unit: str):
+  def __init__(self, title: str, total: int | None, unit: str):
     self.title, self.total, self.unit = title, total, unit
     self.done, self.start, self._spoke = 0, time.monotonic(), time.monotonic()
 
@@ -31,10 +31,10 @@ class Bar:
     if time.monotonic() - self._spoke >= _PAUSE:
       self._spoke = time.monotonic()
       log.info(
-        "%s: %d of %d %s, %.0f s%s",
+        "%s: %d of %s %s, %.0f s%s",
         self.title,
         self.done,
-        self.total,
+        "?" if self.total is None else self.total,
         self.unit,
         self.seconds,
         note and f", {note}",
@@ -46,7 +46,7 @@ class Bar:
 
 
 class _TerminalBar(Bar):
-  def __init__(self, title: str, total: int, unit: str, display: rich.progress.Progress):
+  def __init__(self, title: str, total: int | None, unit: str, display: rich.progress.Progress):
     super().__init__(title, total, unit)
     self._display, self._task = display, display.add_task(title, total=total, note="", unit=unit)
 
@@ -56,8 +56,8 @@ class _TerminalBar(Bar):
 
 
 @contextlib.contextmanager
-def stage(title: str, total: int, unit: str = "steps") -> Iterator[Bar]:
-  """Shows one long operation of `total` units while the block runs, and a closing line with its time."""
+def stage(title: str, total: int | None, unit: str = "steps") -> Iterator[Bar]:
+  """Shows one long operation while the block runs, and a closing line with its time; a `total` of None is unknown."""
   if log.isEnabledFor(logging.INFO) and sys.stderr.isatty():
     columns = (
       rich.progress.TextColumn("{task.description}"),
@@ -72,7 +72,7 @@ def stage(title: str, total: int, unit: str = "steps") -> Iterator[Bar]:
       yield _TerminalBar(title, total, unit, display)
   else:
     bar = Bar(title, total, unit)
-    log.info("%s: %d %s", title, total, unit)
+    log.info("%s: %s %s", title, "?" if total is None else total, unit)
     yield bar
     log.info("%s: done in %.1f s", title, bar.seconds)
 

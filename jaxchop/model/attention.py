@@ -8,8 +8,33 @@ import jax.numpy as jnp
 
 
 def causal_attention(q_BTNH: jax.Array, k_BTKH: jax.Array, v_BTKH: jax.Array) -> jax.Array:
-  """Returns the attended values [B, T, N, H] of whole sequences; position t sees 0..t."""
-  return jax.nn.dot_product_attention(q_BTNH, k_BTKH, v_BTKH, is_causal=True)
+  """Returns the attended values [B, T, N, H] of whole sequences; position t sees 0..t.
+
+  Queries go in blocks that read only the keys before their end, which saves nearly half of the work, and the backward
+  pass recomputes each block's probabilities: [T, T] never exists.
+  """
+  (B, T, N, H), K = q_BTNH.shape, k_BTKH.shape[2]
+  # X = B * K problems, each of the G = N / K query heads that share one key/value head.
+  q_XGTH = (q_BTNH * H**-0.5).reshape(B, T, K, -1, H).transpose(0, 2, 3, 1, 4).reshape(B * K, -1, T, H)
+  k_XTH, v_XTH = (a.transpose(0, 2, 1, 3).reshape(B * K, T, H) for a in (k_BTKH, v_BTKH))
+  size = max(64, T // 8)
+  blocks = [
+    _attend_block(q_XGTH[:, :, start : start + size], k_XTH[:, : start + size], v_XTH[:, : start + size])
+    for start in range(0, T, size)
+  ]
+  y_XGTH = jnp.concatenate(blocks, axis=2)
+  return y_XGTH.reshape(B, N, T, H).swapaxes(1, 2)
+
+
+@jax.checkpoint
+def _attend_block(q_XGTH: jax.Array, k_XSH: jax.Array, v_XSH: jax.Array) -> jax.Array:
+  """Returns the values [X, G, T, H] of the last T of S positions."""
+  (X, G, T, H), S = q_XGTH.shape, k_XSH.shape[1]
+  score_XRS = jnp.einsum("XRH,XSH->XRS", q_XGTH.reshape(X, G * T, H), k_XSH, preferred_element_type=jnp.float32)
+  seen_TS = jnp.tril(jnp.ones((T, S), bool), S - T)
+  score_XGTS = jnp.where(seen_TS, score_XRS.reshape(X, G, T, S), -jnp.inf)
+  share_XRS = jax.nn.softmax(score_XGTS).astype(v_XSH.dtype).reshape(X, G * T, S)
+  return jnp.einsum("XRS,XSH->XRH", share_XRS, v_XSH).reshape(X, G, T, H)
 
 
 def cached_attention(

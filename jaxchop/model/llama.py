@@ -43,7 +43,9 @@ class Linear(nnx.Module):
     self.bias = nnx.Param(jnp.zeros(size_out)) if bias else None
 
   def __call__(self, x_BTI: jax.Array) -> jax.Array:
-    y_BTO = jnp.einsum("BTI,IO->BTO", x_BTI, self.kernel[...])
+    # Two axes, not three: the kernel's gradient is then one matrix product, where XLA on a CPU would first transpose.
+    x_MI = x_BTI.reshape(-1, x_BTI.shape[-1])
+    y_BTO = jnp.einsum("MI,IO->MO", x_MI, self.kernel[...]).reshape(*x_BTI.shape[:-1], -1)
     return y_BTO if self.bias is None else y_BTO + self.bias[...]
 
 

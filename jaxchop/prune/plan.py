@@ -1,12 +1,12 @@
 """A prune plan is a file: any stage can start from it, and it travels inside the export."""
 
 import dataclasses
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from jaxchop.errors import JaxchopError
+from jaxchop.files import read_json
 from jaxchop.prune.layers import in_words, without
 
 
@@ -58,12 +58,7 @@ def to_json(plan: Plan) -> dict[str, Any]:
 
 def read_plan(path: Path) -> Plan:
   """Returns the plan in a file; raises JaxchopError, naming file and key, when it is none."""
-  try:
-    content = json.loads(path.read_text())
-  except OSError as error:
-    raise JaxchopError(f"{path}: cannot be read: {error.strerror}") from error
-  except ValueError as error:
-    raise JaxchopError(f"{path}: not a JSON file: {error}") from error
+  content = read_json(path)
   try:
     plan = Plan(
       source=content["source"],

@@ -1,0 +1,195 @@
+"""The command line: parses, calls one function of `commands`, prints what it returns.
+
+Exit codes: 0 done, 1 failed, 2 wrong usage, 75 stopped by SIGTERM after a safe save, 130 interrupted. With --json one
+object goes to standard output and nothing else; progress and logs go to standard error.
+"""
+
+import difflib
+import importlib
+import json
+import logging
+import re
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any, NoReturn
+
+from jsonargparse import ActionConfigFile, ArgumentParser, Namespace, set_parsing_settings
+
+from jaxchop.config import DataConfig, EvaluateConfig, ExportConfig, PruneConfig, Recipe, RecoverConfig, ScoreConfig
+from jaxchop.errors import JaxchopError
+
+_MODEL = "a folder, a .gguf file, a hub id (org/name[@revision]), `builtin`, or a run folder"
+
+
+# What the argument parser says of a name that it does not know.
+_UNKNOWN = re.compile(
+  r"(?:unrecognized arguments:|accept option|invalid choice:|is not expected|Key) [`'\"]?-*([\w.]+)"
+)
+
+
+class _Parser(ArgumentParser):
+  """Says what is wrong in one line, with the nearest name where a name is unknown."""
+
+  def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+    said = " ".join(message.split())
+    if unknown := _UNKNOWN.search(said):
+      near = difflib.get_close_matches(unknown[1], self.names(), n=1)
+      said += f"; did you mean {near[0]}?" if near else ""
+    sys.stderr.write(f"{self.prog.replace(' [options]', '')}: error: {said}\n")
+    raise SystemExit(2)
+
+  def names(self) -> list[str]:
+    """Returns every option and sub-command that this parser or one below it knows."""
+    found = []
+    for action in self._actions:
+      found += [name.lstrip("-") for name in action.option_strings]
+      for name, below in (action.choices or {}).items() if isinstance(action.choices, dict) else ():
+        found += [name, *below.names()]
+    return found
+
+
+def _run(parser: _Parser) -> None:
+  parser.add_argument("--config", action=ActionConfigFile, help="recipe (YAML); several are laid over one another")
+  parser.add_class_arguments(Recipe, sub_configs=False)
+
+
+def _inspect(parser: _Parser) -> None:
+  parser.add_argument("model", help=_MODEL)
+
+
+def _score(parser: _Parser) -> None:
+  parser.add_argument("model", help=_MODEL)
+  parser.add_argument("-o", "--out", required=True, help="file to write, as scores.json")
+  parser.add_class_arguments(ScoreConfig, "score")
+  parser.add_class_arguments(DataConfig, "data")
+
+
+def _prune(parser: _Parser) -> None:
+  parser.add_argument("model", help="a folder, a .gguf file, a hub id (org/name[@revision]) or `builtin`")
+  parser.add_argument("-o", "--out", help="Hugging Face folder to write; with --plan-only the plan file")
+  parser.add_argument("--plan", help="apply this plan.json")
+  parser.add_argument("--scores", help="choose by the scores in this scores.json instead of scoring now")
+  parser.add_argument("--plan-only", action="store_true", help="write the plan, not the model")
+  parser.add_argument("--overwrite", action="store_true", help="replace a folder that jaxchop wrote")
+  parser.add_class_arguments(PruneConfig)
+  parser.add_class_arguments(ExportConfig, "export")
+  parser.add_class_arguments(ScoreConfig, "score")
+  parser.add_class_arguments(DataConfig, "data")
+
+
+def _recover(parser: _Parser) -> None:
+  parser.add_argument("model", help="what to train on: a folder, a .gguf file, a hub id or `builtin`")
+  parser.add_argument("-o", "--out", required=True, help="run folder; the same one goes on where it stopped")
+  parser.add_class_arguments(RecoverConfig)
+  parser.add_class_arguments(DataConfig, "data")
+
+
+def _evaluate(parser: _Parser) -> None:
+  parser.add_argument("models", nargs="+", help=f"each {_MODEL}")
+  parser.add_class_arguments(EvaluateConfig)
+  parser.add_class_arguments(DataConfig, "data")
+
+
+def _export(parser: _Parser) -> None:
+  parser.add_argument("run", help="run folder whose newest verified weights are written")
+  parser.add_argument("-o", "--out", required=True, help="Hugging Face folder to write")
+  parser.add_argument("--overwrite", action="store_true", help="replace a folder that jaxchop wrote")
+  parser.add_class_arguments(ExportConfig)
+
+
+def _check(parser: _Parser) -> None:
+  parser.add_argument("folder", help="Hugging Face folder")
+  parser.add_argument("--source", help="compare logits with this model; unset, the one that jaxchop.json names")
+
+
+def _report(parser: _Parser) -> None:
+  parser.add_argument("run", help="run folder")
+
+
+def _speed(parser: _Parser) -> None:
+  parser.add_argument("models", nargs="+", help=f"each {_MODEL}")
+  parser.add_argument("--batch", type=int, default=1, help="prompts at once")
+  parser.add_argument("--prompt_tokens", type=int, default=128, help="tokens a prompt")
+  parser.add_argument("--new_tokens", type=int, default=32, help="tokens decoded after it")
+  parser.add_argument("--repeats", type=int, default=3, help="measurements of each model, in turn; the median counts")
+
+
+def _generate(parser: _Parser) -> None:
+  parser.add_argument("model", help=_MODEL)
+  parser.add_argument("--prompt", action="append", required=True, help="text to continue; several are run as one batch")
+  parser.add_argument("--chat", action="store_true", help="treat each prompt as a user's message, by the chat template")
+  parser.add_argument("--max_new_tokens", type=int, default=64, help="longest continuation")
+  parser.add_argument("--temperature", type=float, default=0.0, help="0 takes the most probable token")
+  parser.add_argument("--top_k", type=int, default=0, help="draw among this many tokens; 0 means all")
+  parser.add_argument(
+    "--top_p", type=float, default=1.0, help="draw among the fewest tokens that reach this probability"
+  )
+  parser.add_argument("--seed", type=int, default=0, help="decides the draw")
+
+
+_COMMANDS: dict[str, tuple[str, Callable[[_Parser], None]]] = {
+  "run": ("do a whole recipe: score, prune, recover, evaluate, export, check, report", _run),
+  "inspect": ("show architecture, parameters, bytes and tokenizer of a model", _inspect),
+  "score": ("score every layer of a model", _score),
+  "prune": ("write a model without some of its layers, or only the plan for it", _prune),
+  "recover": ("continue pretraining a model until it is good again", _recover),
+  "evaluate": ("measure perplexity of models side by side", _evaluate),
+  "export": ("write a run's weights as a stock Hugging Face folder", _export),
+  "check": ("prove that a Hugging Face folder is sound and loads elsewhere", _check),
+  "report": ("write report.html of a run", _report),
+  "speed": ("measure prefill and decode speed of models side by side", _speed),
+  "generate": ("continue prompts", _generate),
+}
+
+
+def parser() -> _Parser:
+  """Returns the whole command line."""
+  set_parsing_settings(docstring_parse_attribute_docstrings=True)
+  root = _Parser(prog="jaxchop", description="Drop layers of a Llama-family model, recover it, write it back.")
+  commands = root.add_subcommands(required=True)
+  for name, (words, add_arguments) in _COMMANDS.items():
+    sub = _Parser(description=f"{words[0].upper()}{words[1:]}.")
+    add_arguments(sub)
+    sub.add_argument("--json", action="store_true", help="print one JSON object on standard output, nothing else")
+    sub.add_argument("--quiet", action="store_true", help="no progress and no log lines")
+    sub.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    commands.add_subcommand(name, sub, help=words)
+  return root
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+  """Runs one command and returns its exit code."""
+  root = parser()
+  options = root.instantiate(root.parse_args(_recipe_first(list(sys.argv[1:] if argv is None else argv))))
+  name: str = options.subcommand
+  settings: Namespace = options[name]
+  level = logging.WARNING if settings.quiet else logging.INFO
+  logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
+  logging.getLogger("jaxchop").setLevel(level)
+  # JAX and all that follows load here, so that --help and wrong usage answer at once.
+  commands = importlib.import_module("jaxchop.commands")
+  try:
+    result: Any = getattr(commands, name)(settings)
+  except JaxchopError as error:
+    if settings.debug:
+      raise
+    sys.stderr.write(f"jaxchop {name}: error: {' '.join(str(error).split())}\n")
+    return error.exit_code
+  except KeyboardInterrupt:
+    sys.stderr.write(f"jaxchop {name}: interrupted\n")
+    return 130
+  if settings.json:
+    sys.stdout.write(json.dumps(result, ensure_ascii=False) + "\n")
+  else:
+    importlib.import_module("jaxchop.show").show(name, result)
+  return 0
+
+
+def _recipe_first(argv: list[str]) -> list[str]:
+  """Lets recipes stand as plain arguments: `run a.yaml b.yaml` is `run --config a.yaml --config b.yaml`."""
+  if argv[:1] != ["run"]:
+    return argv
+  recipes = []
+  while len(argv) > 1 + len(recipes) and argv[1 + len(recipes)].endswith((".yaml", ".yml")):
+    recipes.append(argv[1 + len(recipes)])
+  return ["run", *(part for recipe in recipes for part in ("--config", recipe)), *argv[1 + len(recipes) :]]

@@ -1,0 +1,165 @@
+"""What each sub-command does: opens what it names, calls one room, returns an object that JSON can hold."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+from jaxchop import stages
+from jaxchop.config import EvaluateConfig, PruneConfig, Recipe, RecoverConfig
+from jaxchop.data.texts import read_splits
+from jaxchop.describe import describe
+from jaxchop.errors import UsageError
+from jaxchop.evaluate.measure import measure
+from jaxchop.evaluate.speed import compare_speed
+from jaxchop.files import read_json, write_json
+from jaxchop.hub.rewrite import prune_checkpoint
+from jaxchop.model.generate import Sampling
+from jaxchop.model.generate import generate as continue_prompts
+from jaxchop.pipeline import Job, recovered, spent_on
+from jaxchop.pipeline import run as run_recipe
+from jaxchop.prune import plan as plans
+from jaxchop.prune.plan import Plan
+from jaxchop.report.page import write_report
+from jaxchop.subject import Subject
+
+
+def run(options: Any) -> dict[str, Any]:
+  return run_recipe(_settings(Recipe, options))
+
+
+def inspect(options: Any) -> dict[str, Any]:
+  return describe(Subject(options.model))
+
+
+def score(options: Any) -> dict[str, Any]:
+  subject, texts = Subject(options.model), read_splits(options.data)
+  found = stages.scores(subject, subject.load(), texts, options.score, options.score.criteria, options.data)
+  write_json(Path(options.out), found)
+  return found
+
+
+def prune(options: Any) -> dict[str, Any]:
+  subject = Subject(options.model)
+  plan = read_or_make_plan(subject, options)
+  content = plans.to_json(plan)
+  if options.plan_only:
+    if options.out:
+      write_json(Path(options.out), content)
+    return content
+  if not options.out:
+    raise UsageError("prune: name the folder to write with -o, or ask for --plan-only")
+  exported = prune_checkpoint(
+    subject.checkpoint,
+    plan.keep,
+    Path(options.out),
+    dtype=options.export.dtype,
+    max_shard_size=options.export.max_shard_size,
+    overwrite=options.overwrite,
+    readme=stages.card(subject, plan),
+    provenance={"plan": content},
+  )
+  return content | {"folder": str(exported.folder), "parameters": exported.parameters, "bytes": exported.bytes}
+
+
+def read_or_make_plan(subject: Subject, options: Any) -> Plan:
+  """Returns the plan that the options of `prune` name or describe; a criterion without scores scores now."""
+  settings = _settings(PruneConfig, options)
+  if options.plan:
+    plan = plans.read_plan(Path(options.plan))
+    if plan.layers != subject.checkpoint.layers:
+      raise UsageError(
+        f"{options.plan}: made for a model of {plan.layers} layers, {subject.name} has {subject.checkpoint.layers}"
+      )
+    return plan
+  if settings.criterion is None:
+    return stages.plan(subject, settings, options.export, None)
+  if options.scores:
+    found = read_json(Path(options.scores))
+  else:
+    criteria = (settings.criterion,)
+    found = stages.scores(subject, subject.load(), read_splits(options.data), options.score, criteria, options.data)
+  return stages.plan(subject, settings, options.export, found)
+
+
+def recover(options: Any) -> dict[str, Any]:
+  layers = Subject(options.model).checkpoint.layers
+  settings = _settings(RecoverConfig, options)
+  keep_all = PruneConfig(keep=f"0:{layers}")
+  job = Job(Recipe(out=options.out, model=options.model, data=options.data, prune=keep_all, recover=settings))
+  with job.folder.locked():
+    again = recovered(job)
+  return spent_on(again)
+
+
+def evaluate(options: Any) -> dict[str, Any]:
+  settings, texts = _settings(EvaluateConfig, options), read_splits(options.data)
+  entries = []
+  for name in options.models:
+    subject = Subject(name)
+    entries.append(
+      {
+        "path": name,
+        **measure(subject.load(), subject.tokenizer, texts.held_out, settings, eos=subject.eos, title=name),
+      }
+    )
+  return {"models": entries}
+
+
+def export(options: Any) -> dict[str, Any]:
+  subject = Subject(options.run)
+  if subject.plan is None:
+    raise UsageError(f"{options.run} is no run folder with a plan.json; `jaxchop prune` writes folders from models")
+  exported = stages.write(
+    subject, subject.load(), subject.plan, Path(options.out), options, overwrite=options.overwrite
+  )
+  return {"folder": str(exported.folder), "check": stages.check(exported.folder).to_dict()}
+
+
+def check(options: Any) -> dict[str, Any]:
+  return stages.check(Path(options.folder), options.source).to_dict()
+
+
+def report(options: Any) -> dict[str, Any]:
+  return {"report": str(write_report(Path(options.run)))}
+
+
+def speed(options: Any) -> dict[str, Any]:
+  found = compare_speed(
+    {name: Subject(name).load() for name in options.models},
+    batch=options.batch,
+    prompt_tokens=options.prompt_tokens,
+    new_tokens=options.new_tokens,
+    repeats=options.repeats,
+  )
+  return {"models": [{"path": name, **dataclasses.asdict(one)} for name, one in found.items()]}
+
+
+def generate(options: Any) -> dict[str, Any]:
+  subject = Subject(options.model)
+  prompts = [_prompt_ids(subject, text, options.chat) for text in options.prompt]
+  sampling = Sampling(temperature=options.temperature, top_k=options.top_k, top_p=options.top_p)
+  new = continue_prompts(
+    subject.load(),
+    prompts,
+    max_new_tokens=options.max_new_tokens,
+    eos=subject.eos,
+    sampling=sampling,
+    seed=options.seed,
+  )
+  texts = [subject.tokenizer.decode(ids, skip_special_tokens=True) for ids in new]
+  pairs = zip(options.prompt, texts, new, strict=True)
+  return {"continuations": [{"prompt": p, "continuation": text, "tokens": ids} for p, text, ids in pairs]}
+
+
+def _prompt_ids(subject: Subject, text: str, chat: bool) -> list[int]:
+  if not chat:
+    return subject.tokenizer.encode(text)
+  if not subject.tokenizer.chat_template:
+    raise UsageError(f"{subject.name} has no chat template; leave out --chat")
+  messages = [{"role": "user", "content": text}]
+  return subject.tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
+
+
+def _settings(kind: type, options: Any) -> Any:
+  """Returns the settings of a dataclass whose fields stand among a command's own options."""
+  return kind(**{field.name: getattr(options, field.name) for field in dataclasses.fields(kind)})

@@ -1,0 +1,161 @@
+"""Texts out of one file: plain text, JSON lines or Parquet, compressed or not, a piece at a time."""
+
+import io
+import json
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import IO
+
+import pyarrow
+import pyarrow.parquet
+
+from jaxchop.errors import JaxchopError, UsageError
+
+# Characters after which a plain text is cut at the next blank line.
+PIECE = 4_000
+_COMPRESSED = {".gz": "gzip", ".zst": "zstd"}
+_FORMATS = (".txt", ".md", ".jsonl", ".parquet")
+# What a text is called in an error: its line in a .jsonl, its row in a .parquet, its piece in a .txt; from 1 on.
+Numbered = tuple[int, str]
+
+
+def check_suffix(path: Path) -> None:
+  """Raises UsageError unless the name ends as a file that `texts` reads."""
+  if _reader(path.name) is None:
+    raise UsageError(
+      f"{path}: a file of text ends in {', '.join(_FORMATS)}, or in .gz or .zst behind the first three; rename it"
+    )
+
+
+def texts(path: Path, text_field: str) -> Iterator[Numbered]:
+  """Yields (number, text) of one file, in order, holding no more than a piece, a line or a row group.
+
+  A .txt or .md is cut at blank lines into pieces of about 4,000 characters; joined with a blank line between them they
+  give back the text, its line ends normalised to \\n. Texts of blanks only are left out. Raises JaxchopError, with the
+  line or offset, on text that is not UTF-8, on a line that is not JSON and on broken compression; UsageError when the
+  text field is missing.
+  """
+  check_suffix(path)
+  reader = _reader(path.name)
+  assert reader is not None
+  try:
+    for number, text in reader(path, text_field):
+      if text.strip():
+        yield number, text
+  except (OSError, pyarrow.ArrowException) as error:
+    raise JaxchopError(f"{path}: cannot be read ({_first_line(error)}); get the file again") from error
+
+
+def _reader(name: str) -> Callable[[Path, str], Iterator[Numbered]] | None:
+  stem, dot, last = name.lower().rpartition(".")
+  compressed = dot + last in _COMPRESSED
+  suffix = "." + (stem.rpartition(".")[2] if compressed else last)
+  readers = {".txt": _text, ".md": _text, ".jsonl": _json_lines} | ({} if compressed else {".parquet": _parquet})
+  return readers.get(suffix)
+
+
+def _open(path: Path) -> IO[bytes]:
+  compression = _COMPRESSED.get(path.suffix.lower())
+  if compression is None or path.stat().st_size == 0:
+    return path.open("rb")
+  # Unlike the zstandard package, Arrow's stream notices a file that ends early.
+  return io.BufferedReader(pyarrow.input_stream(str(path), compression=compression))  # pyrefly: ignore
+
+
+def _lines(path: Path) -> Iterator[str]:
+  """Yields the lines with their ends; a byte order mark is dropped."""
+  with _open(path) as file:
+    offset = 0
+    for raw in file:
+      try:
+        yield raw.decode("utf-8-sig" if offset == 0 else "utf-8")
+      except UnicodeDecodeError as error:
+        where = f"byte {offset + error.start}" + (" after decompression" if path.suffix in _COMPRESSED else "")
+        raise JaxchopError(f"{path}: {where} is not UTF-8; convert the file to UTF-8") from error
+      offset += len(raw)
+
+
+def _text(path: Path, _: str) -> Iterator[Numbered]:
+  normalised = (line for raw in _lines(path) for line in io.StringIO(raw, newline=None))
+  return enumerate(pieces(normalised), start=1)
+
+
+def pieces(lines: Iterable[str]) -> Iterator[str]:
+  """Cuts a text, given as lines that keep their \\n, at blank lines; no piece is blank, "\\n\\n" joins them again."""
+  piece: list[str] = []
+  # Blank lines behind a piece that is long enough: the cut is made only when text follows them.
+  blank: list[str] = []
+  size = 0
+  for line in lines:
+    if (line == "\n" and size >= PIECE) or (blank and not line.strip()):
+      blank.append(line)
+      continue
+    if blank:
+      yield "".join(piece)[:-1]
+      piece, blank, size = blank[1:], [], 0
+    piece.append(line)
+    size += len(line) if size or line.strip() else 0
+  if size:
+    yield "".join(piece + blank)
+
+
+def _json_lines(path: Path, text_field: str) -> Iterator[Numbered]:
+  for number, line in enumerate(_lines(path), start=1):
+    if not line.strip():
+      continue
+    where = f"{path}:{number}"
+    try:
+      row = json.loads(line)
+    except (ValueError, RecursionError) as error:
+      raise JaxchopError(f"{where}: not JSON ({_first_line(error)}); a .jsonl holds one object a line") from error
+    if not isinstance(row, dict):
+      raise JaxchopError(f"{where}: not an object but {type(row).__name__}; a .jsonl holds one object a line")
+    yield number, as_text(row, text_field, where)
+
+
+def _parquet(path: Path, text_field: str) -> Iterator[Numbered]:
+  with pyarrow.parquet.ParquetFile(path) as file:
+    names = file.schema_arrow.names
+    if text_field not in names:
+      raise missing_field(str(path), text_field, names)
+    number = 0
+    for batch in file.iter_batches(batch_size=1024, columns=[text_field]):
+      for value in batch.column(0):
+        number += 1
+        yield number, as_text({text_field: _scalar(value, f"{path}:{number}")}, text_field, f"{path}:{number}")
+
+
+def _scalar(value: pyarrow.Scalar, where: str) -> object:
+  try:
+    return value.as_py()
+  except UnicodeDecodeError as error:
+    raise JaxchopError(f"{where}: byte {error.start} of the text is not UTF-8; write the file again") from error
+
+
+def as_text(row: dict[str, object], text_field: str, where: str) -> str:
+  """Returns the text of one row, "" for null; raises UsageError without the field, JaxchopError when it is no text."""
+  if text_field not in row:
+    raise missing_field(where, text_field, row)
+  value = row[text_field]
+  if value is None:
+    return ""
+  if isinstance(value, bytes):
+    try:
+      return value.decode()
+    except UnicodeDecodeError as error:
+      raise JaxchopError(f"{where}: byte {error.start} of {text_field!r} is not UTF-8; write it again") from error
+  if not isinstance(value, str):
+    raise UsageError(f"{where}: field {text_field!r} holds {type(value).__name__}, not text; set text_field")
+  if not value.isascii() and any("\ud800" <= letter <= "\udfff" for letter in value):
+    raise JaxchopError(f"{where}: {text_field!r} holds half of a surrogate pair, which is no character; write it again")
+  return value
+
+
+def missing_field(where: str, text_field: str, names: Iterable[str]) -> UsageError:
+  """Returns the error that names the fields there are."""
+  found = ", ".join(sorted(map(str, names))) or "no field at all"
+  return UsageError(f"{where}: no field {text_field!r} but {found}; set text_field")
+
+
+def _first_line(error: BaseException) -> str:
+  return (str(error).splitlines() or [type(error).__name__])[0]

@@ -1,0 +1,130 @@
+"""Perplexity of a text, with the protocol it was measured by: without it the number says nothing.
+
+Shapes: N windows, B windows at once, W tokens of a window.
+"""
+
+import dataclasses
+import logging
+import math
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from numpy.typing import NDArray
+
+from jaxchop.data.sources import Document
+from jaxchop.errors import JaxchopError, UsageError
+from jaxchop.evaluate.protocol import PROTOCOLS, Protocol, Windows
+from jaxchop.model.llama import Llama, hidden
+from jaxchop.model.loss import token_nll
+from jaxchop.progress import stage
+
+if TYPE_CHECKING:
+  from transformers import PreTrainedTokenizerBase
+
+
+__all__ = ["PROTOCOLS", "Perplexity", "Protocol", "perplexity", "window_nll"]
+log = logging.getLogger("jaxchop")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class Perplexity:
+  """How well a model predicts a text."""
+
+  # exp(nll).
+  perplexity: float
+  # Mean nats a scored token.
+  nll: float
+  # Standard error of nll, windows being the sample; nan for a single window.
+  nll_error: float
+  # Scored tokens.
+  tokens: int
+  # UTF-8 bytes of the scored tokens.
+  bytes: int
+  # The loss in bits over those bytes: comparable across tokenizers.
+  bits_per_byte: float
+  # Summed nats and scored tokens of each window, in order: two models can be compared window by window.
+  window_nll: tuple[float, ...]
+  window_tokens: tuple[int, ...]
+  protocol: Protocol
+
+  def __str__(self) -> str:
+    return f"{self.perplexity:.4g} ({self.protocol})"
+
+
+def perplexity(
+  model: Llama,
+  tokenizer: "PreTrainedTokenizerBase",
+  documents: Iterable[Document],
+  protocol: Protocol,
+  *,
+  batch_size: int,
+  title: str = "Measuring perplexity",
+) -> Perplexity:
+  """Returns the perplexity of the joined documents; `batch_size` windows run at once, `title` names the progress bar.
+
+  One program is compiled, whatever the number of windows. Raises JaxchopError when the text is shorter than a window
+  or a loss is not finite, UsageError when the protocol asks for a BOS that the tokenizer lacks.
+  """
+  if batch_size < 1:
+    raise UsageError(f"batch size is {batch_size}; run at least one window at once")
+  longest = model.config.max_positions
+  if protocol.window > longest:
+    log.warning("window %d: longer than the %d positions the model supports, expect worse", protocol.window, longest)
+  windows = Windows(tokenizer, protocol.join.join(document.text for document in documents), protocol)
+  nll: list[float] = []
+  tokens: list[int] = []
+  size = 0
+  with stage(title, len(windows), "windows") as bar:
+    for start in range(0, len(windows), batch_size):
+      batch = windows.batch(start, min(start + batch_size, len(windows)))
+      parts = (_filled(part, min(batch_size, len(windows))) for part in (batch.ids, batch.target, batch.weight))
+      nll += np.asarray(window_nll(model, *parts))[: len(batch.ids)].tolist()
+      tokens += batch.weight.sum(axis=1).astype(int).tolist()
+      size += int((batch.bytes * batch.weight).sum())
+      bar.advance(len(batch.ids))
+  return _summary(np.array(nll), np.array(tokens), size, protocol)
+
+
+@jax.jit
+def window_nll(model: Llama, ids_BW: jax.Array, target_BW: jax.Array, weight_BW: jax.Array) -> jax.Array:
+  """Returns nll_B, the weighted sum of each window's losses in nats, float32."""
+  nll_BW = token_nll(model.norm(hidden(model, ids_BW)), model.head_DV(), target_BW)
+  return jnp.sum(nll_BW * weight_BW, axis=1)
+
+
+def _filled(part_BW: NDArray, size: int) -> NDArray:
+  """Returns the rows with empty ones (weight 0) behind them, `size` in all, so that every batch has one shape."""
+  return np.pad(part_BW, [(0, size - len(part_BW)), (0, 0)])
+
+
+def _summary(nll_N: NDArray[np.float64], tokens_N: NDArray[np.int64], size: int, protocol: Protocol) -> Perplexity:
+  if not np.isfinite(nll_N).all():
+    raise JaxchopError(
+      f"the loss of window {int(np.argmin(np.isfinite(nll_N)))} of {len(nll_N)} is not finite: the weights are broken "
+      "or their type is too narrow; try float32"
+    )
+  total, tokens = float(nll_N.sum()), int(tokens_N.sum())
+  mean = total / tokens
+  return Perplexity(
+    perplexity=math.exp(mean) if mean < 709 else math.inf,
+    nll=mean,
+    nll_error=_error(nll_N, tokens_N),
+    tokens=tokens,
+    bytes=size,
+    bits_per_byte=total / math.log(2) / size if size else math.inf,
+    window_nll=tuple(nll_N.tolist()),
+    window_tokens=tuple(tokens_N.tolist()),
+    protocol=protocol,
+  )
+
+
+def _error(nll_N: NDArray[np.float64], tokens_N: NDArray[np.int64]) -> float:
+  """Returns the standard error of the ratio sum(nll) / sum(tokens), the windows being drawn at random."""
+  count = len(nll_N)
+  if count < 2:
+    return math.nan
+  off_N = nll_N - nll_N.sum() / tokens_N.sum() * tokens_N
+  return float(np.sqrt(count / (count - 1) * np.sum(off_N**2)) / tokens_N.sum())

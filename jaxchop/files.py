@@ -1,0 +1,42 @@
+"""Files that appear whole or not at all: written beside their place, flushed, renamed."""
+
+import contextlib
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from jaxchop.errors import JaxchopError
+
+
+def write_text(path: Path, text: str) -> None:
+  """Writes a file by rename; raises JaxchopError naming it when the disk refuses."""
+  aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+  try:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with aside.open("w", encoding="utf-8") as file:
+      file.write(text)
+      file.flush()
+      os.fsync(file.fileno())
+    aside.replace(path)
+  except OSError as error:
+    with contextlib.suppress(OSError):
+      aside.unlink()
+    raise JaxchopError(
+      f"{path}: cannot be written: {error.strerror}; free the disk or choose another folder"
+    ) from error
+
+
+def write_json(path: Path, content: Any) -> None:
+  """Writes a JSON file by rename."""
+  write_text(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+
+
+def read_json(path: Path) -> Any:
+  """Returns a JSON file's content; raises JaxchopError naming the file and what is wrong."""
+  try:
+    return json.loads(path.read_text(encoding="utf-8"))
+  except OSError as error:
+    raise JaxchopError(f"{path}: cannot be read: {error.strerror}") from error
+  except ValueError as error:
+    raise JaxchopError(f"{path}: not a JSON file: {error}") from error

@@ -1,0 +1,66 @@
+"""jaxchop.json, what an export says of itself: where it comes from, what was removed, every tensor's digest."""
+
+import importlib.metadata
+import json
+import platform
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from jaxchop.hub.checkpoint import Checkpoint
+
+_LIBRARIES = ("jaxchop", "jax", "flax", "numpy")
+# Raised when a key changes its meaning.
+_FORMAT = 1
+
+
+def manifest(
+  checkpoint: Checkpoint,
+  keep: Sequence[int],
+  *,
+  dtypes: Sequence[str],
+  digests: Mapping[str, str],
+  source_digest: str,
+  files: Sequence[str],
+  provenance: Mapping[str, Any],
+) -> bytes:
+  """Returns the content of jaxchop.json; `provenance` is what the caller knows of how the weights came about."""
+  source = {
+    "name": checkpoint.name,
+    "revision": checkpoint.revision,
+    "digest": source_digest,
+    "layers": checkpoint.layers,
+  }
+  content = {
+    "format": _FORMAT,
+    "source": source,
+    "layers": len(keep),
+    "keep": list(keep),
+    "drop": [layer for layer in range(checkpoint.layers) if layer not in keep],
+    "words": words(keep, checkpoint.layers),
+    "dtype": "mixed" if len(set(dtypes)) > 1 else dtypes[0],
+    "versions": {name: importlib.metadata.version(name) for name in _LIBRARIES} | {"python": platform.python_version()},
+    "provenance": dict(provenance),
+    "files": sorted(files),
+    "digest": 'sha256 over the line "DTYPE [SHAPE]" and the little-endian bytes',
+    "tensors": dict(sorted(digests.items())),
+  }
+  return (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode()
+
+
+def words(keep: Sequence[int], layers: int) -> str:
+  """Returns what a keep-list does, as "removes layers 21..28, keeps 0..20 and 29..31" (both ends included)."""
+  drop = [layer for layer in range(layers) if layer not in keep]
+  if not drop:
+    return f"removes no layer, keeps {_ranges(keep)}"
+  return f"removes layer{'s' * (len(drop) > 1)} {_ranges(drop)}, keeps {_ranges(keep)}"
+
+
+def _ranges(indices: Sequence[int]) -> str:
+  runs: list[list[int]] = []
+  for index in indices:
+    if runs and runs[-1][1] == index - 1:
+      runs[-1][1] = index
+    else:
+      runs.append([index, index])
+  parts = [str(a) if a == b else f"{a}..{b}" for a, b in runs]
+  return parts[0] if len(parts) == 1 else f"{', '.join(parts[:-1])} and {parts[-1]}"

@@ -1,0 +1,42 @@
+"""The tokenizer of a checkpoint, and the ids that end its texts."""
+
+import json
+import tempfile
+from pathlib import Path
+
+import transformers
+
+from jaxchop.errors import JaxchopError
+from jaxchop.hub.checkpoint import Checkpoint
+from jaxchop.hub.folder import shown
+
+
+def load_tokenizer(checkpoint: Checkpoint) -> transformers.PreTrainedTokenizerFast:
+  """Returns the tokenizer with its chat template; no code of the checkpoint runs. Raises JaxchopError without one."""
+  with tempfile.TemporaryDirectory(prefix="jaxchop-") as folder:
+    for name in checkpoint.assets:
+      (Path(folder) / name).write_bytes(checkpoint.asset(name) or b"")
+    # What class the tokenizer has may hang on the model's type.
+    (Path(folder) / "config.json").write_text(json.dumps(checkpoint.config))
+    try:
+      tokenizer = transformers.AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+    except (ValueError, OSError, KeyError, TypeError, ImportError) as error:
+      reason = shown(str(error).strip().partition("\n")[0])
+      raise JaxchopError(
+        f"{checkpoint.name}: its tokenizer cannot be loaded: {reason}; put a tokenizer.json there"
+      ) from error
+  if not isinstance(tokenizer, transformers.PreTrainedTokenizerFast):
+    raise JaxchopError(
+      f"{checkpoint.name}: its tokenizer has no tokenizer.json; save it once with transformers as a fast one"
+    )
+  return tokenizer
+
+
+def eos_ids(checkpoint: Checkpoint) -> tuple[int, ...]:
+  """Returns the ids that end a text, of generation_config.json or else config.json; empty if neither names one."""
+  generation = json.loads(checkpoint.asset("generation_config.json") or b"{}")
+  for settings in (generation, checkpoint.config):
+    ids = settings.get("eos_token_id")
+    if ids is not None:
+      return tuple(ids) if isinstance(ids, list) else (ids,)
+  return ()

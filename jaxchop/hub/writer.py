@@ -1,0 +1,189 @@
+"""Streams tensors into safetensors shards: one block in memory, each tensor hashed and refused when it is not finite.
+
+Format: https://github.com/huggingface/safetensors. Element bytes are little-endian and row-major.
+"""
+
+import concurrent.futures
+import contextlib
+import dataclasses
+import json
+import math
+import os
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+
+from jaxchop.errors import JaxchopError, UsageError
+from jaxchop.hub.examine import examiner
+from jaxchop.hub.safetensors import DTYPES, SINGLE
+from jaxchop.hub.staging import named
+from jaxchop.progress import stage
+
+# What transformers 4, the Hub's own library and mergekit write; transformers 5 writes 50 GB.
+MAX_SHARD_SIZE = 5_000_000_000
+# Bytes handed on at a time: large enough for the disk, small enough for the caches.
+BLOCK_BYTES = 4 << 20
+# Bytes after which the disk is set to work while more come.
+_FLUSH_BYTES = 128 << 20
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class Planned:
+  """A tensor that will be written: everything its header entry says."""
+
+  # Name in the header.
+  name: str
+  # Name of the element type, as the format spells it: "BF16".
+  dtype: str
+  shape: tuple[int, ...]
+
+  @property
+  def bytes(self) -> int:
+    return math.prod(self.shape) * DTYPES[self.dtype].itemsize
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class Written:
+  """What the shards hold."""
+
+  # Names of the files, in order.
+  files: tuple[str, ...]
+  # {tensor: sha256}, see digest.py.
+  digests: dict[str, str]
+  # Content of the index, or None for a single file.
+  index: bytes | None
+
+
+# Gives a planned tensor's bytes as arrays of uint8, in order, each a whole number of elements and left untouched after.
+Source = Callable[[Planned], Iterable[np.ndarray]]
+
+
+def write_tensors(
+  folder: Path,
+  tensors: Sequence[Planned],
+  source: Source,
+  *,
+  max_shard_size: int = MAX_SHARD_SIZE,
+  title: str = "write",
+) -> Written:
+  """Writes all tensors into shards of at most `max_shard_size` bytes of tensor data, and waits until they are on disk.
+
+  The index is returned, not written: it is the caller's to write last. Raises JaxchopError on values that are not
+  finite, naming the tensor.
+  """
+  shards = plan_shards(tensors, max_shard_size)
+  with _Disk() as disk, examiner() as examined, stage(title, len(tensors), "tensors") as bar:
+    for file, members in shards.items():
+      disk.open(folder / file)
+      disk.write(_header(members))
+      for tensor in members:
+        examined.begin(tensor.name, tensor.dtype, tensor.shape)
+        size = 0
+        for block in source(tensor):
+          examined.add(block)
+          disk.write(block.data)
+          size += block.nbytes
+        if size != tensor.bytes:
+          raise JaxchopError(f"tensor {tensor.name}: got {size} bytes, but its shape takes {tensor.bytes}")
+        bar.advance(1, tensor.name)
+    examined.finish()
+    disk.finish()
+  index = _index(shards) if len(shards) > 1 else None
+  return Written(files=tuple(shards), digests=examined.digests, index=index)
+
+
+class _Disk:
+  """Files written one after the other; one thread makes them durable while the next bytes come."""
+
+  def __enter__(self) -> "_Disk":
+    self._thread = concurrent.futures.ThreadPoolExecutor(1)
+    self._streams: list[BinaryIO] = []
+    self._syncs: list[concurrent.futures.Future[None]] = []
+    self._unsynced = 0
+    return self
+
+  def __exit__(self, *_: object) -> None:
+    self._thread.shutdown()
+    for stream in self._streams:
+      # After a failed write the rest of the buffer has nowhere to go.
+      with contextlib.suppress(OSError):
+        stream.close()
+
+  def open(self, path: Path) -> None:
+    self._sync()
+    self._streams.append(path.open("wb"))
+
+  def write(self, block: bytes | memoryview) -> None:
+    with named(Path(self._streams[-1].name)):
+      self._streams[-1].write(block)
+    self._unsynced += len(block)
+    if self._unsynced >= _FLUSH_BYTES and all(sync.done() for sync in self._syncs):
+      self._sync()
+
+  def finish(self) -> None:
+    """Waits until everything is on disk."""
+    self._sync()
+    for sync in self._syncs:
+      sync.result()
+
+  def _sync(self) -> None:
+    if self._streams:
+      self._streams[-1].flush()
+      self._syncs.append(self._thread.submit(os.fsync, self._streams[-1].fileno()))
+    self._unsynced = 0
+
+
+def plan_shards(tensors: Sequence[Planned], max_shard_size: int) -> dict[str, list[Planned]]:
+  """Returns {file name: its tensors}, filled in order; a tensor larger than `max_shard_size` gets a file of its own."""
+  if max_shard_size < 1:
+    raise UsageError(f"max_shard_size is {max_shard_size}; it must be at least 1 byte")
+  shards: list[list[Planned]] = [[]]
+  size = 0
+  for tensor in tensors:
+    if shards[-1] and size + tensor.bytes > max_shard_size:
+      shards.append([])
+      size = 0
+    shards[-1].append(tensor)
+    size += tensor.bytes
+  if len(shards) == 1:
+    return {SINGLE: _aligned(shards[0])}
+  return {f"model-{i:05d}-of-{len(shards):05d}.safetensors": _aligned(shard) for i, shard in enumerate(shards, 1)}
+
+
+def blocks(array: np.ndarray) -> Iterator[np.ndarray]:
+  """Yields the bytes of an array in blocks, without a copy when it is contiguous and little-endian."""
+  if sys.byteorder == "big":
+    array = array.byteswap()
+  flat = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
+  for start in range(0, flat.size, BLOCK_BYTES):
+    yield flat[start : start + BLOCK_BYTES]
+
+
+def _aligned(shard: list[Planned]) -> list[Planned]:
+  """Wide elements first, so that every tensor starts at a multiple of its element size."""
+  return sorted(shard, key=lambda tensor: -DTYPES[tensor.dtype].itemsize)
+
+
+def _header(members: Sequence[Planned]) -> bytes:
+  entries: dict[str, object] = {"__metadata__": {"format": "pt"}}
+  at = 0
+  for tensor in members:
+    entries[tensor.name] = {"dtype": tensor.dtype, "shape": list(tensor.shape), "data_offsets": [at, at + tensor.bytes]}
+    at += tensor.bytes
+  raw = json.dumps(entries, separators=(",", ":")).encode()
+  # Spaces up to a multiple of 8 keep the tensors aligned in a mapped file.
+  raw += b" " * (-len(raw) % 8)
+  return len(raw).to_bytes(8, "little") + raw
+
+
+def _index(shards: dict[str, list[Planned]]) -> bytes:
+  tensors = [tensor for members in shards.values() for tensor in members]
+  metadata = {
+    "total_parameters": sum(math.prod(tensor.shape) for tensor in tensors),
+    "total_size": sum(tensor.bytes for tensor in tensors),
+  }
+  weight_map = {tensor.name: file for file, members in shards.items() for tensor in members}
+  return (json.dumps({"metadata": metadata, "weight_map": weight_map}, indent=2, sort_keys=True) + "\n").encode()

@@ -1,0 +1,135 @@
+"""Continues prompts token by token: greedy or sampled, in batches, the whole loop one compiled program.
+
+Shapes: B rows, T prompt slots (a power of two), E end-of-sequence ids, V vocabulary.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Collection, Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxchop.errors import UsageError
+from jaxchop.model.cache import decode, prefill
+from jaxchop.model.llama import Llama
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class Sampling:
+  """How the next token is drawn: temperature first, then top-k, then top-p, as transformers does."""
+
+  # Divides the logits; 0 takes the most probable token.
+  temperature: float = 0.0
+  # Draw among this many most probable tokens; 0 means all.
+  top_k: int = 0
+  # Draw among the fewest most probable tokens whose probabilities reach this sum.
+  top_p: float = 1.0
+
+  def __post_init__(self) -> None:
+    if self.temperature < 0:
+      raise UsageError(f"temperature is {self.temperature}; give 0 (greedy) or more")
+    if self.top_k < 0:
+      raise UsageError(f"top_k is {self.top_k}; give 0 (all tokens) or more")
+    if not 0 < self.top_p <= 1:
+      raise UsageError(f"top_p is {self.top_p}; give a number above 0 and up to 1")
+
+
+GREEDY = Sampling()
+
+
+def generate(
+  model: Llama,
+  prompts: Sequence[Sequence[int]],
+  *,
+  max_new_tokens: int,
+  eos: Collection[int] = (),
+  sampling: Sampling = GREEDY,
+  seed: int = 0,
+) -> list[list[int]]:
+  """Returns the new tokens of each prompt, up to and including the first one in `eos`.
+
+  A row's random stream depends on (seed, row, step) alone. Raises UsageError on an empty prompt and on an id outside
+  the vocabulary. Compiles once for each power of two that the longest prompt and `max_new_tokens` fit in.
+  """
+  _check(prompts, model.config.vocab_size, max_new_tokens)
+  if not prompts or not max_new_tokens:
+    return [[] for _ in prompts]
+  lengths = np.array([len(prompt) for prompt in prompts])
+  slots = _power_of_two(lengths.max())
+  ids_BT = np.zeros((len(prompts), slots), np.int32)
+  for row, prompt in zip(ids_BT, prompts, strict=True):
+    row[slots - len(prompt) :] = prompt
+  tokens, counts = _continue(
+    model,
+    ids_BT,
+    (slots - lengths).astype(np.int32),
+    np.array(sorted(eos), np.int32),
+    np.int32(max_new_tokens),
+    jax.random.key(seed),
+    room=_power_of_two(max_new_tokens),
+    sampling=sampling,
+  )
+  return [row[:count].tolist() for row, count in zip(np.asarray(tokens), np.asarray(counts), strict=True)]
+
+
+def _check(prompts: Sequence[Sequence[int]], vocabulary: int, max_new_tokens: int) -> None:
+  if max_new_tokens < 0:
+    raise UsageError(f"max_new_tokens is {max_new_tokens}; give 0 or more")
+  for row, prompt in enumerate(prompts):
+    if not len(prompt):
+      raise UsageError(f"prompt {row} is empty; give it at least one token, such as the BOS token")
+    bad = [i for i in prompt if not 0 <= i < vocabulary]
+    if bad:
+      raise UsageError(f"prompt {row} holds token {bad[0]}; the model knows 0..{vocabulary - 1}")
+
+
+def _power_of_two(at_least: int) -> int:
+  return 1 << (int(at_least) - 1).bit_length()
+
+
+@functools.partial(jax.jit, static_argnames=("room", "sampling"))
+def _continue(model, ids_BT, first_B, eos_E, limit, key, *, room: int, sampling: Sampling):
+  """Returns tokens [B, room] and how many of each row count."""
+  rows, slots = ids_BT.shape
+  keys_B = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(rows))
+  logits_BV, cache = prefill(model, ids_BT, slots=slots + room, first_B=first_B)
+
+  def going(state):
+    step, _, _, _, done_B, _ = state
+    return (step < limit) & ~done_B.all()
+
+  def one(state):
+    step, logits_BV, cache, tokens, done_B, counts_B = state
+    token_B = choose(logits_BV, jax.vmap(jax.random.fold_in, (0, None))(keys_B, step), sampling)
+    tokens = jax.lax.dynamic_update_slice(tokens, token_B[:, None], (0, step))
+    counts_B = counts_B + ~done_B
+    done_B = done_B | jnp.isin(token_B, eos_E)
+    logits_BV, cache = decode(model, token_B, cache)
+    return step + 1, logits_BV, cache, tokens, done_B, counts_B
+
+  tokens, no = jnp.zeros((rows, room), jnp.int32), jnp.zeros(rows, bool)
+  state = (jnp.int32(0), logits_BV, cache, tokens, no, jnp.zeros(rows, jnp.int32))
+  return jax.lax.while_loop(going, one, state)[3::2]
+
+
+def choose(logits_BV: jax.Array, keys_B: jax.Array, sampling: Sampling) -> jax.Array:
+  """Returns one token id a row, drawn with that row's key."""
+  if sampling.temperature == 0:
+    return jnp.argmax(logits_BV, axis=-1).astype(jnp.int32)
+  logits_BV = logits_BV.astype(jnp.float32) / sampling.temperature
+  if sampling.top_k:
+    least = jax.lax.top_k(logits_BV, min(sampling.top_k, logits_BV.shape[-1]))[0][:, -1:]
+    logits_BV = jnp.where(logits_BV < least, -jnp.inf, logits_BV)
+  if sampling.top_p < 1:
+    logits_BV = jnp.where(logits_BV < _nucleus(logits_BV, sampling.top_p), -jnp.inf, logits_BV)
+  return jax.vmap(jax.random.categorical)(keys_B, logits_BV).astype(jnp.int32)
+
+
+def _nucleus(logits_BV: jax.Array, top_p: float) -> jax.Array:
+  """Returns the least logit [B, 1] among the fewest most probable tokens that reach `top_p`."""
+  sorted_BV = jnp.sort(logits_BV, axis=-1, descending=True)
+  probability_BV = jax.nn.softmax(sorted_BV)
+  before_BV = jnp.cumsum(probability_BV, axis=-1) - probability_BV
+  return jnp.min(jnp.where(before_BV < top_p, sorted_BV, jnp.inf), axis=-1, keepdims=True)

@@ -1,0 +1,52 @@
+"""What recovery minimises: the next-token cross-entropy of the model run in its compute dtype.
+
+Shapes: B batch, T sequence, S = T + 1 tokens of a packed record.
+"""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from jaxchop.model.llama import Layout, Llama, hidden
+from jaxchop.model.loss import next_token_loss
+
+
+class Batch(NamedTuple):
+  """Records of one token more than the model reads, and how much each of their predictions counts."""
+
+  ids_BS: Any
+  # Weight of predicting ids_BS[:, t + 1] from what stands before it; 0 leaves a padding token out.
+  weight_BT: Any
+
+
+def packed(ids_BS: Any) -> Batch:
+  """Returns the batch of records without padding: every prediction counts the same."""
+  rows, size = ids_BS.shape
+  return Batch(ids_BS, jnp.ones((rows, size - 1), jnp.float32))
+
+
+def summed_loss(
+  model: Llama, batch: Batch, *, compute_dtype: str = "float32", layout: Layout = "scan", remat: bool = False
+) -> jax.Array:
+  """Returns the weighted sum of negative log-likelihoods, in nats, as a float32 scalar.
+
+  The weights are cast to `compute_dtype` here, so gradients come back in the dtype of the master weights.
+  """
+  model = jax.tree.map(lambda p: p.astype(compute_dtype), model)
+  if layout == "unrolled":
+    model = jax.tree.map(_settled, model)
+  x_BTD = model.norm(hidden(model, batch.ids_BS[:, :-1], layout=layout, remat=remat))
+  return next_token_loss(x_BTD, model.head_DV(), batch.ids_BS[:, 1:], batch.weight_BT)
+
+
+@jax.custom_vjp
+def _settled(weight: jax.Array) -> jax.Array:
+  """Returns the weight itself; its gradient is finished before anything uses it.
+
+  Without this, the compiler of a sharded program keeps every layer's unreduced gradient until the optimizer runs.
+  """
+  return weight
+
+
+_settled.defvjp(lambda weight: (weight, None), lambda _, grad: (jax.lax.optimization_barrier(grad),))

@@ -1,0 +1,81 @@
+"""One step of recovery, as a pure function from (model, opt_state, batch) to (model, opt_state, metrics)."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from jaxchop.config import RecoverConfig
+from jaxchop.errors import UsageError
+from jaxchop.model.llama import Llama
+from jaxchop.recover.objective import Batch, summed_loss
+from jaxchop.recover.optimizer import learning_rate, make_optimizer, updates_done
+
+Step = Callable[..., tuple[Llama, Any, "Metrics"]]
+
+
+class Metrics(NamedTuple):
+  """Scalars of one step."""
+
+  # Mean negative log-likelihood of the batch before the update, in nats a token.
+  loss: jax.Array
+  # Global norm of the mean loss's gradient before clipping.
+  grad_norm: jax.Array
+  learning_rate: jax.Array
+  # False when the step changed nothing, because the loss or the gradient was not finite or `go` was false.
+  applied: jax.Array
+
+
+def init_optimizer(config: RecoverConfig, model: Llama) -> Any:
+  """Returns the optimizer state of a run that starts now; its moments have the shapes of the parameters."""
+  return make_optimizer(config.optimizer, config.steps).init(model)
+
+
+def make_step(config: RecoverConfig) -> Step:
+  """Returns step(model, opt_state, batch, go=True), to be jitted by the caller with the first two arguments donated.
+
+  A step whose loss or gradient is not finite returns model and opt_state unchanged. `go` false does the same: passing
+  the `applied` of the step before lets steps be queued behind one whose metrics nobody has read yet.
+  """
+  if config.batch_size % config.accumulate:
+    raise UsageError(
+      f"recover.accumulate is {config.accumulate}, which does not divide recover.batch_size {config.batch_size}"
+    )
+  optimizer = make_optimizer(config.optimizer, config.steps)
+  rate = learning_rate(config.optimizer, config.steps)
+  loss_of = partial(
+    summed_loss, compute_dtype=config.compute_dtype, layout=config.layout, remat=config.remat
+  )
+
+  def step(model: Llama, opt_state: Any, batch: Batch, go: Any = True) -> tuple[Llama, Any, Metrics]:
+    loss, grads = mean_loss_and_gradient(loss_of, model, batch, config.accumulate)
+    norm = optax.global_norm(grads)
+    applied = jnp.isfinite(loss) & jnp.isfinite(norm) & go
+    updates, new_state = optimizer.update(grads, opt_state, model)
+    new = optax.apply_updates(model, updates), new_state
+    metrics = Metrics(loss, norm, rate(updates_done(opt_state)), applied)
+    return *jax.tree.map(partial(jnp.where, applied), new, (model, opt_state)), metrics
+
+  return step
+
+
+def mean_loss_and_gradient(
+  loss_of: Callable[[Llama, Batch], jax.Array], model: Llama, batch: Batch, accumulate: int
+) -> tuple[jax.Array, Llama]:
+  """Returns the mean loss a token and its gradient, summed over `accumulate` micro-batches one after the other.
+
+  Each micro-batch counts by its weights, so cutting the batch differently gives the same result. `loss_of` sums.
+  """
+  share_BT = batch.weight_BT / jnp.sum(batch.weight_BT)
+  batch = Batch(batch.ids_BS, share_BT)
+  if accumulate == 1:
+    return jax.value_and_grad(loss_of)(model, batch)
+  parts = jax.tree.map(lambda a: a.reshape(accumulate, -1, *a.shape[1:]), batch)
+
+  def add(total: Any, part: Batch) -> tuple[Any, None]:
+    return jax.tree.map(jnp.add, total, jax.value_and_grad(loss_of)(model, part)), None
+
+  return jax.lax.scan(add, (jnp.zeros(()), jax.tree.map(jnp.zeros_like, model)), parts)[0]

@@ -1,0 +1,70 @@
+"""A run folder: what lies where, one writer at a time, and stages whose results stand."""
+
+import contextlib
+import fcntl
+import hashlib
+import json
+import os
+import socket
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from jaxchop.errors import JaxchopError
+from jaxchop.files import read_json, write_json
+
+
+class RunFolder:
+  """Paths of one run."""
+
+  def __init__(self, path: Path):
+    self.path = path
+    self.recipe = path / "recipe.yaml"
+    self.scores = path / "scores.json"
+    self.plan = path / "plan.json"
+    self.data = path / "data"
+    self.checkpoints = path / "checkpoints"
+    self.metrics = path / "metrics.jsonl"
+    self.measured = path / "measured"
+    self.evaluation = path / "eval.json"
+    self.summary = path / "summary.json"
+    self.export = path / "export"
+    self.report = path / "report.html"
+
+  @contextlib.contextmanager
+  def locked(self) -> Iterator[None]:
+    """Keeps other writers out while the block runs; the system frees the lock of a process that died."""
+    self.path.mkdir(parents=True, exist_ok=True)
+    with (self.path / ".lock").open("a+") as file:
+      try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+      except BlockingIOError as error:
+        file.seek(0)
+        raise JaxchopError(
+          f"{self.path}: another jaxchop writes here ({file.read().strip()}); wait for it or choose another folder"
+        ) from error
+      file.truncate(0)
+      file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
+      file.flush()
+      yield
+
+
+def standing(
+  path: Path, key: Any, make: Callable[[], dict[str, Any]], *, product: Path | None = None
+) -> dict[str, Any]:
+  """Returns the JSON result in `path` if it was made for the same `key`, else makes and writes it.
+
+  The key names everything the result depends on; its digest is kept in the file, and so is the time it took. Without
+  the file `product`, which making it also wrote, the result does not stand.
+  """
+  digest = hashlib.sha256(json.dumps(key, sort_keys=True, default=str).encode()).hexdigest()
+  if path.exists() and (product is None or product.exists()):
+    found = read_json(path)
+    if isinstance(found, dict) and found.get("key") == digest:
+      return found
+  start = time.monotonic()
+  content = make() | {"key": digest, "seconds": time.monotonic() - start}
+  write_json(path, content)
+  # What a later process would read: tuples have become lists.
+  return json.loads(json.dumps(content))

@@ -1,0 +1,104 @@
+"""What the sub-commands and the pipeline do with an opened model: score it, plan, measure it, write it."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from jaxchop.config import Criterion, DataConfig, ExportConfig, PruneConfig, ScoreConfig
+from jaxchop.data.sources import digest
+from jaxchop.data.split import Splits
+from jaxchop.data.windows import first_windows
+from jaxchop.hub.builtin import BUILTIN, MODEL_CARD
+from jaxchop.hub.check import CheckReport, check_in_fresh_process
+from jaxchop.hub.export import Exported, config_dtype, export_model
+from jaxchop.hub.names import EMBEDDING, layer_of
+from jaxchop.model.llama import Llama
+from jaxchop.prune import score as scoring
+from jaxchop.prune.plan import Plan, to_json
+from jaxchop.prune.select import Sizes, choose
+from jaxchop.report.card import model_card
+from jaxchop.subject import Subject
+
+
+def scores(
+  subject: Subject, model: Llama, texts: Splits, config: ScoreConfig, criteria: Sequence[Criterion], data: DataConfig
+) -> dict[str, Any]:
+  """Returns the content of scores.json: every layer of `model` by each criterion on the calibration text."""
+  ids_NT = first_windows(
+    texts.calibration, subject.tokenizer, count=config.windows, length=config.window, eos=subject.eos[0]
+  )
+  found = scoring.score(model, ids_NT, criteria, batch_size=config.batch_size)
+  about = {
+    "name": data.calibration or data.source,
+    "digest": digest(texts.calibration),
+    "windows": config.windows,
+    "window": config.window,
+  }
+  return scoring.to_json(found, model=subject.identity, data=about)
+
+
+def plan(subject: Subject, config: PruneConfig, export: ExportConfig, found: Mapping[str, Any] | None) -> Plan:
+  """Returns which layers stay by `config`, from the content of a scores.json where a criterion chooses."""
+  choice = choose(config, sizes(subject, export), scoring.from_json(found) if found else {})
+  return Plan(
+    source=subject.identity,
+    layers=subject.checkpoint.layers,
+    keep=choice.keep,
+    criterion=choice.criterion,
+    definition=choice.definition,
+    data=found["data"] if found and config.criterion else None,
+  )
+
+
+def sizes(subject: Subject, export: ExportConfig) -> Sizes:
+  """Returns what the whole model weighs when it is written with these settings."""
+  checkpoint = subject.checkpoint
+  counts = {name: tensor.bytes // tensor.dtype.itemsize for name, tensor in checkpoint.tensors.items()}
+  dtype = config_dtype(checkpoint, export.dtype) or checkpoint.tensors[EMBEDDING].dtype
+  return Sizes(
+    layers=checkpoint.layers,
+    per_layer=sum(count for name, count in counts.items() if layer_of(name) == 0),
+    outside=sum(count for name, count in counts.items() if layer_of(name) is None),
+    parameter_bytes=np.dtype(dtype).itemsize,
+  )
+
+
+def card(subject: Subject, plan: Plan, *, summary: Mapping[str, Any] | None = None, recipe: str = "") -> str:
+  """Returns the model card of what the plan leaves of a model, with results where `summary` has them."""
+  known = MODEL_CARD if subject.checkpoint.name == BUILTIN else {}
+  hub_id = subject.checkpoint.name.partition("@")[0] if subject.checkpoint.revision else None
+  name = f"{Path(known.get('base_model') or subject.checkpoint.name).name}-{len(plan.keep)}-layers"
+  return model_card(name=name, plan=to_json(plan), **({"base_model": hub_id} | known), summary=summary, recipe=recipe)
+
+
+def write(
+  subject: Subject,
+  model: Llama,
+  plan: Plan,
+  out: Path,
+  config: ExportConfig,
+  *,
+  overwrite: bool,
+  summary: Mapping[str, Any] | None = None,
+  recipe: str = "",
+) -> Exported:
+  """Writes a run's model as a Hugging Face folder with its card; the check compares it with the run's weights."""
+  assert subject.run is not None
+  return export_model(
+    model,
+    subject.checkpoint,
+    out,
+    keep=plan.keep,
+    dtype=config.dtype,
+    max_shard_size=config.max_shard_size,
+    overwrite=overwrite,
+    readme=card(subject, plan, summary=summary, recipe=recipe),
+    provenance={"reference": str(subject.run.path.resolve()), "plan": to_json(plan), "recipe": recipe},
+  )
+
+
+def check(folder: Path, source: str | None = None) -> CheckReport:
+  """Returns the proof of a Hugging Face folder by a fresh process, which can open runs too."""
+  return check_in_fresh_process(folder, source=source, reference="jaxchop.subject:load_reference")

@@ -1,0 +1,66 @@
+"""A model as people name it, opened: a folder, a GGUF file, a hub id, `builtin`, or a jaxchop run."""
+
+import functools
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+from transformers import PreTrainedTokenizerBase
+
+from jaxchop.hub.check import load_reference as hub_reference
+from jaxchop.hub.checkpoint import Checkpoint
+from jaxchop.hub.load import eos_ids, load_model, load_tokenizer, open_checkpoint
+from jaxchop.model.llama import Llama
+from jaxchop.model.tree import abstract, unflatten
+from jaxchop.prune.plan import Plan, read_plan
+from jaxchop.recover.checkpoint import load_weights
+from jaxchop.run_folder import RunFolder
+
+
+class Subject:
+  """One named model: what it came from, which of its layers are kept, its tokenizer, its weights when asked for."""
+
+  def __init__(self, name: str):
+    self.name = name
+    self.run = RunFolder(Path(name)) if (Path(name) / "plan.json").is_file() else None
+    self.plan: Plan | None = read_plan(self.run.plan) if self.run else None
+    self.checkpoint: Checkpoint = open_checkpoint(_source_of(self.plan) if self.plan else name)
+
+  @functools.cached_property
+  def identity(self) -> dict[str, Any]:
+    """What a plan or a score says of the model it is about; the digest reads every weight once."""
+    checkpoint = self.checkpoint
+    return {"name": checkpoint.name, "revision": checkpoint.revision, "digest": checkpoint.digest()}
+
+  @property
+  def keep(self) -> tuple[int, ...]:
+    return self.plan.keep if self.plan else tuple(range(self.checkpoint.layers))
+
+  @functools.cached_property
+  def tokenizer(self) -> PreTrainedTokenizerBase:
+    return load_tokenizer(self.checkpoint)
+
+  @functools.cached_property
+  def eos(self) -> tuple[int, ...]:
+    return eos_ids(self.checkpoint)
+
+  def load(self) -> Llama:
+    """Returns the weights in float32: a run's newest verified checkpoint, or its pruned source before the first one."""
+    if self.run is not None and self.run.checkpoints.exists():
+      flat, _ = load_weights(self.run.checkpoints)
+      like = abstract(self.checkpoint.architecture, len(self.keep))
+      return unflatten(like, {name: jnp.asarray(value) for name, value in flat.items()})
+    return load_model(self.checkpoint, keep=self.keep)
+
+
+def _source_of(plan: Plan) -> str:
+  name, revision = plan.source["name"], plan.source.get("revision")
+  hub_id = revision and "/" in name and not Path(name).exists()
+  return f"{name}@{revision}" if hub_id and "@" not in name else name
+
+
+def load_reference(name: str, revision: str | None, keep: Sequence[int] | None) -> Llama:
+  """Returns what an export's weights must equal: a run's own, or the kept layers of any other model."""
+  subject = Subject(name)
+  return subject.load() if subject.run else hub_reference(name, revision, keep)

@@ -1,0 +1,51 @@
+"""What every room's tests share: four CPU devices, small Hugging Face folders made on the spot, the real weights."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import hypothesis
+import jax
+import pytest
+import tiny_models
+from tokenizers import Tokenizer
+
+from jaxchop.hub.builtin import builtin_model
+
+jax.config.update("jax_num_cpu_devices", 4)
+# The first example pays for compiling and importing; a deadline would only say how busy the machine is.
+hypothesis.settings.register_profile("jaxchop", deadline=None)
+hypothesis.settings.load_profile("jaxchop")
+
+
+@pytest.fixture(scope="session")
+def smollm2() -> Path:
+  """The real SmolLM2-135M as GGUF, fetched once into the cache."""
+  return builtin_model()
+
+
+@pytest.fixture(scope="session")
+def tiny_tokenizer() -> Tokenizer:
+  """A byte-level BPE of 320 tokens, three of them special."""
+  return tiny_models.tokenizer()
+
+
+@pytest.fixture(scope="session")
+def tiny_folder(tmp_path_factory: pytest.TempPathFactory, tiny_tokenizer: Tokenizer) -> Callable[..., Path]:
+  """Makes a folder with a random 4-layer Llama: `tiny_folder(dtype="bfloat16", shards=3, num_hidden_layers=6, ...)`.
+
+  Any other keyword is a setting of config.json; None takes the setting out.
+  """
+
+  def make(*, dtype: str = "float32", shards: int = 1, seed: int = 0, **settings: Any) -> Path:
+    folder = tmp_path_factory.mktemp("tiny")
+    config = {**tiny_models.CONFIG, "torch_dtype": dtype, **settings}
+    config = {key: value for key, value in config.items() if value is not None or key == "rope_scaling"}
+    (folder / "config.json").write_text(json.dumps(config, indent=2))
+    tiny_models.write_weights(folder, tiny_models.random_weights(config, dtype, seed), shards)
+    tiny_models.write_tokenizer(folder, tiny_tokenizer, config)
+    (folder / "LICENSE").write_text("Do what you like with these random numbers.\n")
+    return folder
+
+  return make

@@ -1,0 +1,88 @@
+"""The command line: help that answers at once, wrong usage in one line with the nearest name, stable exit codes."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from jaxchop.cli import main, parser
+from jaxchop.config import Recipe
+
+COMMANDS = ("run", "inspect", "score", "prune", "recover", "evaluate", "export", "check", "report", "speed", "generate")
+
+
+def refused(capsys, *argv):
+  """Returns the one line of a wrong usage."""
+  with pytest.raises(SystemExit) as caught:
+    main(argv)
+  said = capsys.readouterr()
+  assert caught.value.code == 2
+  assert said.out == ""
+  assert said.err.count("\n") == 1
+  return said.err
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_explains_every_option(command, capsys):
+  with pytest.raises(SystemExit) as caught:
+    main([command, "--help"])
+  assert caught.value.code == 0
+  help_text = capsys.readouterr().out
+  assert "--json" in help_text
+
+
+def test_help_needs_no_jax():
+  script = "import sys; from jaxchop.cli import parser; parser().format_help(); assert 'jax' not in sys.modules"
+  subprocess.run([sys.executable, "-c", script], check=True)
+
+
+@pytest.mark.parametrize(
+  ("argv", "said"),
+  [
+    (["run", "--out", "x", "--recover.stepz", "3"], "did you mean recover.steps?"),
+    (["prune", "m", "--patern", "tail"], "did you mean pattern?"),
+    (["prne"], "did you mean prune?"),
+    (["run", "--out", "x", "--recover.steps", "many"], "recover.steps"),
+    (["run", "--out", "x", "--recover.layout", "stacked"], "recover.layout"),
+    (["run", "absent.yaml"], "absent.yaml"),
+    (["run"], "out"),
+    (["prune"], "model"),
+    (["score", "m", "-o", "x", "--score.criteria", "[luck]"], "score.criteria"),
+  ],
+)
+def test_wrong_usage_is_one_line_that_names_the_setting(argv, said, capsys):
+  assert said in refused(capsys, *argv)
+
+
+def test_a_misspelt_key_in_a_recipe_is_refused_with_the_nearest_name(tmp_path, capsys):
+  recipe = tmp_path / "recipe.yaml"
+  recipe.write_text("out: x\nprune: {cuont: 6}\n")
+  assert "did you mean prune.count?" in refused(capsys, "run", str(recipe))
+
+
+def test_later_recipes_and_options_win_and_numbers_are_numbers(tmp_path):
+  (tmp_path / "a.yaml").write_text("out: x\nprune: {count: 6}\nrecover: {optimizer: {learning_rate: 3e-4}}\n")
+  (tmp_path / "b.yaml").write_text("prune: {count: 4}\n")
+  root = parser()
+  argv = ["run", "--config", str(tmp_path / "a.yaml"), "--config", str(tmp_path / "b.yaml"), "--recover.steps", "5"]
+  settings = root.instantiate(root.parse_args(argv)).run
+  recipe = Recipe(**{name: settings[name] for name in Recipe.__dataclass_fields__})
+  assert (recipe.out, recipe.prune.count, recipe.recover.steps) == ("x", 4, 5)
+  assert recipe.recover.optimizer.learning_rate == 3e-4
+
+
+def test_a_failure_is_one_line_and_exit_code_one_or_two(tmp_path, capsys):
+  (tmp_path / "config.json").write_text("{}")
+  code = main(["inspect", str(tmp_path)])
+  said = capsys.readouterr()
+  assert code == 1
+  assert said.out == ""
+  assert said.err.startswith("jaxchop inspect: error: ")
+  assert said.err.count("\n") == 1
+  assert main(["inspect", str(tmp_path / "absent")]) == 2
+
+
+def test_json_prints_one_object_and_nothing_else(tiny_folder, capsys):
+  assert main(["inspect", str(tiny_folder()), "--json"]) == 0
+  assert json.loads(capsys.readouterr().out)["layers"] > 0
