@@ -1,0 +1,54 @@
+"""jaxchop drops layers of a Llama-family model, recovers it and writes a stock Hugging Face folder.
+
+The names below are the public Python API; each is loaded when it is first asked for, so that importing the package
+(as the command line does) costs nothing.
+"""
+
+import importlib
+from typing import Any
+
+_API = {
+  "DataConfig": "jaxchop.config",
+  "EvaluateConfig": "jaxchop.config",
+  "ExportConfig": "jaxchop.config",
+  "PruneConfig": "jaxchop.config",
+  "Recipe": "jaxchop.config",
+  "RecoverConfig": "jaxchop.config",
+  "ScoreConfig": "jaxchop.config",
+  "JaxchopError": "jaxchop.errors",
+  "open_checkpoint": "jaxchop.hub.load",
+  "load_model": "jaxchop.hub.load",
+  "load_tokenizer": "jaxchop.hub.tokenizer",
+  "eos_ids": "jaxchop.hub.tokenizer",
+  "export_model": "jaxchop.hub.export",
+  "prune_checkpoint": "jaxchop.hub.rewrite",
+  "check": "jaxchop.hub.check",
+  "Llama": "jaxchop.model.llama",
+  "LlamaConfig": "jaxchop.model.config",
+  "generate": "jaxchop.model.generate",
+  "Sampling": "jaxchop.model.generate",
+  "documents": "jaxchop.data.sources",
+  "read_splits": "jaxchop.data.texts",
+  "first_windows": "jaxchop.data.windows",
+  "pack": "jaxchop.data.pack",
+  "Loader": "jaxchop.data.loader",
+  "score": "jaxchop.prune.score",
+  "lowest": "jaxchop.prune.select",
+  "keep_layers": "jaxchop.prune.surgery",
+  "recover": "jaxchop.recover.loop",
+  "make_step": "jaxchop.recover.step",
+  "perplexity": "jaxchop.evaluate.perplexity",
+  "Protocol": "jaxchop.evaluate.protocol",
+  "run": "jaxchop.pipeline",
+}
+__all__ = list(_API)
+
+
+def __getattr__(name: str) -> Any:
+  if name not in _API:
+    raise AttributeError(f"module 'jaxchop' has no attribute {name!r}")
+  return getattr(importlib.import_module(_API[name]), name)
+
+
+def __dir__() -> list[str]:
+  return __all__

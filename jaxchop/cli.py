@@ -182,7 +182,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     sys.stdout.write(json.dumps(result, ensure_ascii=False) + "\n")
   else:
     importlib.import_module("jaxchop.show").show(name, result)
-  return 0
+  # `check` answers for itself; `export` and `run` carry the answer of theirs.
+  return 0 if result.get("check", result).get("ok", True) else 1
 
 
 def _recipe_first(argv: list[str]) -> list[str]:

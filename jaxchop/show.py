@@ -29,7 +29,8 @@ def _inspect(console: rich.console.Console, result: Result) -> None:
   table = _table("", "")
   shape, tokenizer = result["architecture"], result["tokenizer"]
   heads = f"{shape['heads']} query, {shape['kv_heads']} key/value, width {shape['head_dim']}"
-  rope = ", ".join(f"{key} {value}" for key, value in shape["rope"].items() if value is not None)
+  rope = shape["rope"] if shape["rope"]["kind"] != "default" else {"theta": shape["rope"]["theta"]}
+  turns = ", ".join(f"{key} {value}" for key, value in rope.items() if value is not None)
   rows = {
     "model": result["model"],
     "source": " ".join(filter(None, (result["source"], result["revision"]))),
@@ -37,7 +38,7 @@ def _inspect(console: rich.console.Console, result: Result) -> None:
     "width": f"{shape['width']}, MLP {shape['mlp_width']}",
     "heads": heads,
     "vocabulary": f"{shape['vocab_size']:,}, {'tied' if shape['tied'] else 'untied'} head",
-    "positions": f"{shape['max_positions']:,}; RoPE {rope}",
+    "positions": f"{shape['max_positions']:,}; RoPE {turns}",
     "biases": f"attention {'yes' if shape['attention_bias'] else 'no'}, MLP {'yes' if shape['mlp_bias'] else 'no'}",
     "parameters": f"{result['parameters']:,} ({result['parameters_per_layer']:,} a layer)",
     **{f"  {part}": f"{number:,}" for part, number in result["parameters_by_part"].items()},

@@ -10,7 +10,8 @@ from transformers import PreTrainedTokenizerBase
 
 from jaxchop.hub.check import load_reference as hub_reference
 from jaxchop.hub.checkpoint import Checkpoint
-from jaxchop.hub.load import eos_ids, load_model, load_tokenizer, open_checkpoint
+from jaxchop.hub.load import load_model, open_checkpoint
+from jaxchop.hub.tokenizer import eos_ids, load_tokenizer
 from jaxchop.model.llama import Llama
 from jaxchop.model.tree import abstract, unflatten
 from jaxchop.prune.plan import Plan, read_plan

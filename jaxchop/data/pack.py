@@ -24,7 +24,6 @@ from jaxchop.progress import Bar, stage
 if TYPE_CHECKING:
   from transformers import PreTrainedTokenizerFast
 
-
 __all__ = ["Packed", "open_packed", "pack"]
 # Bytes of tokens in one shard, about.
 SHARD_BYTES = 1 << 26

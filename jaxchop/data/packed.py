@@ -13,7 +13,6 @@ from jaxchop.progress import stage
 if TYPE_CHECKING:
   from transformers import PreTrainedTokenizerFast
 
-
 FORMAT = "jaxchop packed tokens 1"
 MANIFEST = "manifest.json"
 SHARD_NAME = re.compile(r"tokens-\d{5}\.array_record")

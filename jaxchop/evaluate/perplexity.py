@@ -24,7 +24,6 @@ from jaxchop.progress import stage
 if TYPE_CHECKING:
   from transformers import PreTrainedTokenizerBase
 
-
 __all__ = ["PROTOCOLS", "Perplexity", "Protocol", "perplexity", "window_nll"]
 log = logging.getLogger("jaxchop")
 
@@ -65,8 +64,8 @@ def perplexity(
 ) -> Perplexity:
   """Returns the perplexity of the joined documents; `batch_size` windows run at once, `title` names the progress bar.
 
-  One program is compiled, whatever the number of windows. Raises JaxchopError when the text is shorter than a window
-  or a loss is not finite, UsageError when the protocol asks for a BOS that the tokenizer lacks.
+  One program is compiled, whatever the number of windows. Raises JaxchopError when the text is shorter than a window,
+  the tokenizer is another model's or a loss is not finite, UsageError when the protocol asks for a BOS that the tokenizer lacks.
   """
   if batch_size < 1:
     raise UsageError(f"batch size is {batch_size}; run at least one window at once")
@@ -74,6 +73,10 @@ def perplexity(
   if protocol.window > longest:
     log.warning("window %d: longer than the %d positions the model supports, expect worse", protocol.window, longest)
   windows = Windows(tokenizer, protocol.join.join(document.text for document in documents), protocol)
+  if (highest := int(windows.ids_S.max())) >= model.config.vocab_size:
+    raise JaxchopError(
+      f"token {highest} is outside the model's vocabulary of {model.config.vocab_size}: use the model's own tokenizer"
+    )
   nll: list[float] = []
   tokens: list[int] = []
   size = 0

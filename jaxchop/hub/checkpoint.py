@@ -113,7 +113,7 @@ def checked_tensors(
       kinds = ", ".join(WEIGHT_DTYPES)
       raise JaxchopError(f"tensor {name} in {tensor.file}: dtype {tensor.dtype.name}; weights must be one of {kinds}")
   if missing := [name for name in wanted if name not in found]:
-    raise JaxchopError(f"tensor {missing[0]} is missing in {where.rpartition('/')[0] or where} ({len(missing)} in all)")
+    raise JaxchopError(f"tensor {missing[0]} is missing; {where} asks for it ({len(missing)} tensors missing in all)")
   return {name: found[name] for name in wanted}
 
 

@@ -40,9 +40,9 @@ def snapshot(name: str, revision: str | None = None) -> tuple[Path, str]:
     raise UsageError(f"{repo} has no revision {wanted}") from error
   except hub_errors.HFValidationError as error:
     raise UsageError(f"{name} is not a hub id: {shown(error)}") from error
-  except OSError as error:
+  except (OSError, hub_errors.HTTPError) as error:
     reason = shown(str(error).strip().partition("\n")[0])
     raise JaxchopError(
-      f"{repo} could not be fetched and is not in the cache: {reason}; name a local folder instead"
+      f"{repo} is no folder here nor in the hub's cache, and could not be fetched: {reason}"
     ) from error
   return folder, folder.name

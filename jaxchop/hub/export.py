@@ -20,7 +20,7 @@ from jaxchop.hub.hf_config import cut_config, parse_config
 from jaxchop.hub.manifest import manifest
 from jaxchop.hub.safetensors import DTYPES, INDEX
 from jaxchop.hub.staging import MANIFEST, staged, write_file
-from jaxchop.hub.writer import BLOCK_BYTES, MAX_SHARD_SIZE, Planned, Source, Written, blocks, write_tensors
+from jaxchop.hub.writer import BLOCK_BYTES, MAX_SHARD_SIZE, Planned, Source, Written, blocks, cast, write_tensors
 from jaxchop.model.llama import Llama
 from jaxchop.model.tree import flatten
 
@@ -190,9 +190,8 @@ def _rows(array: np.ndarray, tensor: Planned) -> Iterator[np.ndarray]:
   if array.shape[1:] != tensor.shape[1:] or (array.shape[0] != rows and not padded):
     raise JaxchopError(f"tensor {tensor.name}: the model's has shape {array.shape}, the config asks for {tensor.shape}")
   step = max(1, BLOCK_BYTES // (math.prod(tensor.shape[1:]) * 4))
-  with np.errstate(over="ignore"):
-    for start in range(0, rows, step):
-      yield from blocks(array[start : min(start + step, rows)].astype(dtype))
+  for start in range(0, rows, step):
+    yield from blocks(cast(array[start : min(start + step, rows)], dtype))
 
 
 def _quantised(checkpoint: Checkpoint) -> bool:

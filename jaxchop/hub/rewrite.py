@@ -12,7 +12,7 @@ from jaxchop.hub.checkpoint import Checkpoint, Tensor
 from jaxchop.hub.export import Exported, config_dtype, plan, write_folder
 from jaxchop.hub.hf_config import cut_config
 from jaxchop.hub.safetensors import DTYPES
-from jaxchop.hub.writer import BLOCK_BYTES, MAX_SHARD_SIZE, Planned, Written, blocks
+from jaxchop.hub.writer import BLOCK_BYTES, MAX_SHARD_SIZE, Planned, Written, blocks, cast
 
 
 def prune_checkpoint(
@@ -36,9 +36,8 @@ def prune_checkpoint(
   origin = {new: name for name in checkpoint.tensors if (new := names.renumber(name, keep))}
 
   def source(tensor: Planned) -> Iterator[np.ndarray]:
-    wanted = DTYPES[tensor.dtype]
     for block in row_blocks(checkpoint.tensors[origin[tensor.name]]):
-      yield from blocks(block if block.dtype == wanted else block.astype(wanted))
+      yield from blocks(cast(block, DTYPES[tensor.dtype]))
 
   planned = plan(checkpoint, keep, config, dtype)
   copied = {t.name: name for t in planned if checkpoint.tensors[name := origin[t.name]].dtype == DTYPES[t.dtype]}

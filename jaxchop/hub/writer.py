@@ -100,40 +100,49 @@ class _Disk:
 
   def __enter__(self) -> "_Disk":
     self._thread = concurrent.futures.ThreadPoolExecutor(1)
-    self._streams: list[BinaryIO] = []
+    self._stream: BinaryIO | None = None
     self._syncs: list[concurrent.futures.Future[None]] = []
     self._unsynced = 0
     return self
 
   def __exit__(self, *_: object) -> None:
     self._thread.shutdown()
-    for stream in self._streams:
-      # After a failed write the rest of the buffer has nowhere to go.
-      with contextlib.suppress(OSError):
-        stream.close()
+    # After a failed write the rest of the buffer has nowhere to go.
+    with contextlib.suppress(OSError):
+      if self._stream is not None:
+        self._stream.close()
 
   def open(self, path: Path) -> None:
-    self._sync()
-    self._streams.append(path.open("wb"))
+    self._sync(last=True)
+    self._stream = path.open("wb")
 
   def write(self, block: bytes | memoryview) -> None:
-    with named(Path(self._streams[-1].name)):
-      self._streams[-1].write(block)
+    assert self._stream is not None
+    with named(Path(self._stream.name)):
+      self._stream.write(block)
     self._unsynced += len(block)
     if self._unsynced >= _FLUSH_BYTES and all(sync.done() for sync in self._syncs):
       self._sync()
 
   def finish(self) -> None:
     """Waits until everything is on disk."""
-    self._sync()
+    self._sync(last=True)
     for sync in self._syncs:
       sync.result()
 
-  def _sync(self) -> None:
-    if self._streams:
-      self._streams[-1].flush()
-      self._syncs.append(self._thread.submit(os.fsync, self._streams[-1].fileno()))
-    self._unsynced = 0
+  def _sync(self, *, last: bool = False) -> None:
+    if self._stream is not None:
+      with named(Path(self._stream.name)):
+        self._stream.flush()
+      self._syncs.append(self._thread.submit(_to_disk, self._stream, last))
+    self._stream, self._unsynced = None if last else self._stream, 0
+
+
+def _to_disk(stream: BinaryIO, last: bool) -> None:
+  with named(Path(stream.name)):
+    os.fsync(stream.fileno())
+    if last:
+      stream.close()
 
 
 def plan_shards(tensors: Sequence[Planned], max_shard_size: int) -> dict[str, list[Planned]]:
@@ -151,6 +160,12 @@ def plan_shards(tensors: Sequence[Planned], max_shard_size: int) -> dict[str, li
   if len(shards) == 1:
     return {SINGLE: _aligned(shards[0])}
   return {f"model-{i:05d}-of-{len(shards):05d}.safetensors": _aligned(shard) for i, shard in enumerate(shards, 1)}
+
+
+def cast(array: np.ndarray, dtype: np.dtype) -> np.ndarray:
+  """Returns the array in another type, itself if it has it; what is too large becomes infinite, and is refused later."""
+  with np.errstate(over="ignore"):
+    return array.astype(dtype, copy=False)
 
 
 def blocks(array: np.ndarray) -> Iterator[np.ndarray]:

@@ -1,55 +1,78 @@
-"""Grouped-query attention over what came before: one signature for a full sequence and for a cache.
+"""Grouped-query attention over what came before: of whole sequences, and of one new token over a cache.
 
-Shapes: B batch, T queries, S keys, N query heads, K key/value heads, H head width.
+Shapes: B batch, T sequence, S cache slots, N query heads, K key/value heads, G = N / K query heads of one key/value
+head, H head width. Scores, and the softmax over them, are float32.
 """
+
+import functools
+import math
 
 import jax
 import jax.numpy as jnp
 
+# A sequence is cut into blocks of at least this many queries, and into at most _BLOCKS of them.
+_BLOCK = 128
+_BLOCKS = 8
+_HIDDEN = -1e30
 
-def causal_attention(q_BTNH: jax.Array, k_BTKH: jax.Array, v_BTKH: jax.Array) -> jax.Array:
-  """Returns the attended values [B, T, N, H] of whole sequences; position t sees 0..t.
 
-  Queries go in blocks that read only the keys before their end, which saves nearly half of the work, and the backward
-  pass recomputes each block's probabilities: [T, T] never exists.
+def causal_attention(
+  q_BTNH: jax.Array, k_BTKH: jax.Array, v_BTKH: jax.Array, first_B: jax.Array | None = None
+) -> jax.Array:
+  """Returns the attended values [B, T, N, H] of whole sequences; position t sees first_B..t, or 0..t without it.
+
+  Queries go in blocks, so that the half of the scores which no query sees is mostly not computed. A block keeps nothing
+  for its backward pass but its inputs: [T, T] scores would be most of a training step's memory.
   """
-  (B, T, N, H), K = q_BTNH.shape, k_BTKH.shape[2]
-  # X = B * K problems, each of the G = N / K query heads that share one key/value head.
-  q_XGTH = (q_BTNH * H**-0.5).reshape(B, T, K, -1, H).transpose(0, 2, 3, 1, 4).reshape(B * K, -1, T, H)
-  k_XTH, v_XTH = (a.transpose(0, 2, 1, 3).reshape(B * K, T, H) for a in (k_BTKH, v_BTKH))
-  size = max(64, T // 8)
-  blocks = [
-    _attend_block(q_XGTH[:, :, start : start + size], k_XTH[:, : start + size], v_XTH[:, : start + size])
-    for start in range(0, T, size)
-  ]
-  y_XGTH = jnp.concatenate(blocks, axis=2)
-  return y_XGTH.reshape(B, N, T, H).swapaxes(1, 2)
+  length = q_BTNH.shape[1]
+  size = max(_BLOCK, math.ceil(length / _BLOCKS))
+  blocks = [(start, min(start + size, length)) for start in range(0, length, size)]
+  return jnp.concatenate([_block(*at, q_BTNH, k_BTKH, v_BTKH, first_B) for at in blocks], axis=1)
 
 
-@jax.checkpoint
-def _attend_block(q_XGTH: jax.Array, k_XSH: jax.Array, v_XSH: jax.Array) -> jax.Array:
-  """Returns the values [X, G, T, H] of the last T of S positions."""
-  (X, G, T, H), S = q_XGTH.shape, k_XSH.shape[1]
-  score_XRS = jnp.einsum("XRH,XSH->XRS", q_XGTH.reshape(X, G * T, H), k_XSH, preferred_element_type=jnp.float32)
-  seen_TS = jnp.tril(jnp.ones((T, S), bool), S - T)
-  score_XGTS = jnp.where(seen_TS, score_XRS.reshape(X, G, T, S), -jnp.inf)
-  share_XRS = jax.nn.softmax(score_XGTS).astype(v_XSH.dtype).reshape(X, G * T, S)
-  return jnp.einsum("XRS,XSH->XRH", share_XRS, v_XSH).reshape(X, G, T, H)
+@functools.partial(jax.checkpoint, static_argnums=(0, 1))
+def _block(start: int, end: int, q_BTNH, k_BTKH, v_BTKH, first_B) -> jax.Array:
+  """Returns the attended values of queries start..end, which see no key from `end` on. Below, S = end."""
+  B, _, N, H = q_BTNH.shape
+  T, K = end - start, k_BTKH.shape[2]
+  q_BKGTH = q_BTNH[:, start:end].reshape(B, T, K, -1, H).transpose(0, 2, 3, 1, 4)
+  k_BKHS = k_BTKH[:, :end].transpose(0, 2, 3, 1)
+  v_BKSH = v_BTKH[:, :end].transpose(0, 2, 1, 3)
+  slot_S = jnp.arange(end)
+  visible_BTS = (slot_S <= jnp.arange(start, end)[:, None])[None]
+  if first_B is not None:
+    visible_BTS = visible_BTS & (slot_S >= first_B[:, None, None])
+  # One product for all queries of a key/value head: M = G * T.
+  score_BKMS = _product("BKMH,BKHS->BKMS", q_BKGTH.reshape(B, K, -1, H), k_BKHS)
+  score_BKGTS = score_BKMS.reshape(B, K, -1, T, end)
+  weight_BKGTS, total_BKGT = _softmax(score_BKGTS, visible_BTS[:, None, None], H)
+  weight_BKMS = weight_BKGTS.reshape(B, K, -1, end).astype(v_BTKH.dtype)
+  y_BKGTH = _product("BKMS,BKSH->BKMH", weight_BKMS, v_BKSH).reshape(B, K, -1, T, H) / total_BKGT[..., None]
+  return y_BKGTH.astype(q_BTNH.dtype).transpose(0, 3, 1, 2, 4).reshape(B, T, N, H)
 
 
 def cached_attention(
-  q_BTNH: jax.Array, k_BSKH: jax.Array, v_BSKH: jax.Array, visible_BTS: jax.Array
+  q_BNH: jax.Array, k_BKHS: jax.Array, v_BKSH: jax.Array, first_B: jax.Array, last: jax.Array
 ) -> jax.Array:
-  """Returns the attended values [B, T, N, H]; query t sees the cache slots where `visible_BTS` is true."""
-  return jax.nn.dot_product_attention(q_BTNH, k_BSKH, v_BSKH, mask=visible_BTS[:, None])
+  """Returns the attended values [B, N, H] of one query a row, which sees the slots first_B..last.
 
-
-def visible_slots(slots: int, first_B: jax.Array, written: jax.Array, queries: int) -> jax.Array:
-  """Returns visible_BTS: slot s is seen by query t when it is no padding and not later than the query.
-
-  `first_B` is the first slot that holds a token of each row (rows are padded on the left), `written` the number of
-  slots filled before these queries.
+  The cache lies as the two products read it: any other order would be copied at every token.
   """
-  slot_S = jnp.arange(slots)
-  query_T = written + jnp.arange(queries)
-  return (slot_S >= first_B[:, None, None]) & (slot_S <= query_T[:, None])
+  B, N, H = q_BNH.shape
+  slot_S = jnp.arange(k_BKHS.shape[-1])
+  visible_BS = (slot_S >= first_B[:, None]) & (slot_S <= last)
+  score_BKGS = _product("BKGH,BKHS->BKGS", q_BNH.reshape(B, k_BKHS.shape[1], -1, H), k_BKHS)
+  weight_BKGS, total_BKG = _softmax(score_BKGS, visible_BS[:, None, None], H)
+  y_BKGH = _product("BKGS,BKSH->BKGH", weight_BKGS.astype(v_BKSH.dtype), v_BKSH) / total_BKG[..., None]
+  return y_BKGH.astype(q_BNH.dtype).reshape(B, N, H)
+
+
+def _product(letters: str, a: jax.Array, b: jax.Array) -> jax.Array:
+  return jnp.einsum(letters, a, b, preferred_element_type=jnp.float32)
+
+
+def _softmax(score: jax.Array, visible: jax.Array, head_dim: int) -> tuple[jax.Array, jax.Array]:
+  """Returns a softmax over the last axis as weights and the total that they are still to be divided by."""
+  score = jnp.where(visible, score * head_dim**-0.5, _HIDDEN)
+  weight = jnp.exp(score - jax.lax.stop_gradient(score.max(axis=-1, keepdims=True)))
+  return weight, weight.sum(axis=-1)

@@ -18,8 +18,9 @@ class Fields:
     value = self.values.get(key)
     return "" if value is None else self._typed(key, value, str, "text")
 
-  def flag(self, key: str) -> bool:
-    return self._typed(key, self.values.get(key, False), bool, "true or false")
+  def flag(self, key: str) -> bool | None:
+    value = self.values.get(key)
+    return None if value is None else self._typed(key, value, bool, "true or false")
 
   def number(self, key: str) -> float | None:
     value = self.values.get(key)

@@ -42,6 +42,7 @@ def render(run: Run, found: Mapping[str, Chart]) -> str:
   return _template().render(
     run=run,
     name=story.name(run),
+    source=story.source(run),
     lede=story.lede(run),
     tiles=story.tiles(run),
     rows=[(marked(row, footnotes), row.cells) for row in rows],

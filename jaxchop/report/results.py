@@ -47,8 +47,6 @@ class Step:
   step: int
   # Nats per token.
   loss: float
-  # Tokens seen so far.
-  tokens: int | None
   tokens_per_second: float | None
 
 
@@ -84,7 +82,8 @@ class Target:
   """Whether one loader takes the export, and why not."""
 
   name: str
-  loads: bool
+  # None where it could not be told.
+  loads: bool | None
   why: str
 
 
@@ -210,7 +209,7 @@ def read_steps(path: Path) -> tuple[Step, ...]:
     step, loss = fields.integer("step"), fields.number("loss")
     if step is not None and loss is not None:
       rate = fields.number("tokens_per_second")
-      steps[step] = Step(step=step, loss=loss, tokens=fields.integer("tokens"), tokens_per_second=rate)
+      steps[step] = Step(step=step, loss=loss, tokens_per_second=rate)
   return tuple(steps[step] for step in sorted(steps))
 
 
@@ -264,7 +263,7 @@ def _read_summary(file: Fields) -> dict[str, Any]:
 def _read_check(check: Fields) -> Check:
   targets = check.children("targets")
   return Check(
-    ok=check.flag("ok"),
+    ok=bool(check.flag("ok")),
     targets=tuple(Target(name=name, loads=one.flag("loads"), why=one.text("why")) for name, one in targets),
     lines=check.texts("lines"),
   )

@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from jaxchop.hub.builtin import BUILTIN, MODEL_CARD
 from jaxchop.report import limits, wording
 from jaxchop.report.results import Measured, Run
 
@@ -19,8 +20,13 @@ class Tile:
 
 def name(run: Run) -> str:
   """The model the run started from, without its owner and the folders of this machine."""
-  source = wording.model_name(run.plan.source) if run.plan else ""
-  return source.rpartition("/")[2] or run.name
+  return source(run).rpartition("/")[2] or run.name
+
+
+def source(run: Run) -> str:
+  """Where the model came from; the builtin one by the name that others know it by."""
+  given = run.plan.source if run.plan else ""
+  return MODEL_CARD["base_model"] if given == BUILTIN else wording.model_name(given)
 
 
 def lede(run: Run) -> str:
@@ -35,8 +41,10 @@ def lede(run: Run) -> str:
 
 
 def _recovery(run: Run) -> str:
-  tokens = run.tokens or next((step.tokens for step in run.steps[::-1] if step.tokens), 0)
-  return f"What is left was trained on {wording.count(tokens)} tokens." if tokens else "What is left is not trained."
+  if run.tokens:
+    return f"What is left was trained on {wording.count(run.tokens)} tokens."
+  steps = len(run.steps)
+  return f"What is left was trained for {wording.count(steps)} steps." if steps else "What is left is not trained."
 
 
 def _gap(run: Run) -> str:

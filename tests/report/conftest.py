@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from jaxchop.report.page import write_report
+
 DROP = [20, 21, 22, 23, 24, 25]
 KEEP = [layer for layer in range(30) if layer not in DROP]
 PROTOCOL = "windows of 512 tokens, stride 512, no BOS token, documents joined by a blank line, held-out topics"
@@ -185,6 +187,14 @@ def write_run(folder: Path, **changed) -> Path:
 def make_run(tmp_path: Path) -> Callable[..., Path]:
   """Writes a run folder: `make_run(scores=None)` leaves a file out, `make_run(plan={...})` writes another one."""
   return lambda **changed: write_run(tmp_path / "quickstart", **changed)
+
+
+@pytest.fixture(scope="session")
+def reported(tmp_path_factory: pytest.TempPathFactory) -> Path:
+  """A whole run with its report; drawing takes a second, so it is done once."""
+  folder = write_run(tmp_path_factory.mktemp("reported") / "quickstart")
+  write_report(folder)
+  return folder
 
 
 @pytest.fixture

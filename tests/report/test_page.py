@@ -76,34 +76,36 @@ def test_a_whole_run_shows_its_headline_numbers(make_run):
     assert words in text
 
 
-def test_the_page_needs_nothing_else(make_run):
-  page = written(make_run())
-  assert page.open == [] and "script" not in page.tags and "img" not in page.tags
+def test_the_page_needs_nothing_else(reported):
+  source = (reported / "report.html").read_text()
+  page = Page(source)
+  assert page.open == [] and not {"script", "img", "iframe"} & set(page.tags)
   links = [value for name, value in page.attributes if name in ("src", "href", "srcset", "data", "action")]
   assert set(links) == {"data:,"}
   assert not [name for name, _ in page.attributes if name.startswith("on")]
-  source = (make_run() / "report.html").read_text()
   assert not re.search(r"url\((?!#)|@import", source)
   assert "default-src 'none'" in source and "width=device-width" in source
 
 
-def test_ids_are_unique(make_run):
-  ids = [value for name, value in written(make_run()).attributes if name == "id"]
+def test_ids_are_unique(reported):
+  ids = [value for name, value in Page((reported / "report.html").read_text()).attributes if name == "id"]
   assert len(ids) > 50 and len(set(ids)) == len(ids)
 
 
-def test_the_same_results_give_the_same_bytes_and_the_same_pictures(make_run):
-  folder = make_run()
-  first = write_report(folder).read_bytes()
-  assert write_report(folder).read_bytes() == first
-  pictures = sorted((folder / "figures").iterdir())
+def test_the_same_results_give_the_same_page(reported):
+  first = (reported / "report.html").read_bytes()
+  assert write_report(reported).read_bytes() == first
+
+
+def test_the_figures_stand_beside_the_page_as_png(reported):
+  pictures = sorted((reported / "figures").iterdir())
   assert [picture.name for picture in pictures] == ["loss.png", "perplexity.png", "scores.png", "speed.png"]
   assert all(picture.read_bytes().startswith(b"\x89PNG") for picture in pictures)
-  assert not list(folder.rglob("*.tmp"))
+  assert not list(reported.rglob("*.tmp"))
 
 
 def test_a_folder_that_cannot_be_written_is_named_and_nothing_is_left_beside(make_run):
-  folder = make_run()
+  folder = make_run(summary=None, eval=None, scores=None)
   # A folder stands where the picture belongs.
   (folder / "figures" / "loss.png").mkdir(parents=True)
   with pytest.raises(JaxchopError, match=r"loss\.png: cannot be written"):
@@ -186,3 +188,16 @@ def test_any_gap_is_said_honestly(make_run, summary, gap):
 def test_a_failed_check_is_not_called_passed(make_run, summary):
   summary["check"]["ok"] = False
   assert "did not pass" in without_figures(make_run(summary=summary)).text
+
+
+@pytest.mark.parametrize(
+  ("loads", "said"), [(True, "loads it"), (False, "does not load it"), (None, "could not be told")]
+)
+def test_a_loader_takes_it_or_not_or_nobody_knows(make_run, summary, loads, said):
+  summary["check"]["targets"] = {"vLLM": {"loads": loads, "why": ""}}
+  assert f"vLLM{said}" in without_figures(make_run(summary=summary)).text
+
+
+def test_the_builtin_model_has_the_name_that_others_know(make_run, plan):
+  plan["source"] = {"name": "builtin", "revision": None}
+  assert without_figures(make_run(plan=plan)).text.count("SmolLM2-135M-Instruct") >= 2

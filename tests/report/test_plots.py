@@ -11,7 +11,7 @@ from jaxchop.report.results import Measured, Run, Score, Step, read_run
 
 
 def losses(values):
-  return [Step(step=n, loss=value, tokens=None, tokens_per_second=None) for n, value in enumerate(values)]
+  return [Step(step=n, loss=value, tokens_per_second=None) for n, value in enumerate(values)]
 
 
 def svg(figure) -> str:

@@ -14,7 +14,7 @@ def test_every_file_is_read(make_run):
   assert run.name == "quickstart" and run.plan.drop == (20, 21, 22, 23, 24, 25)
   assert [model.name for model in run.models] == ["original", "pruned", "recovered"]
   assert len(run.scores[0].per_layer) == len(run.scores[0].interval) == 30
-  assert len(run.steps) == 60 and run.steps[-1].tokens == 61_440
+  assert len(run.steps) == 60 and run.tokens == 61_440
   assert run.model("recovered").samples[1].prompt == "The capital of France is"
   assert [target.name for target in run.check.targets if not target.loads] == ["llama.cpp"]
   assert "count: 6" in run.recipe
@@ -92,7 +92,7 @@ def test_bytes_that_are_no_text_are_named(make_run):
     (("seconds", "load"), "long", "seconds: load is 'long', expected a number"),
     (("check", "ok"), "yes", "check: ok is 'yes', expected true or false"),
     (("check", "lines"), "all", "check: lines is 'all', expected a list"),
-    (("machine",), {"cpus": 2}, "machine is .*, expected text"),
+    (("machine",), {"cpus": 2}, "machine is {'cpus': 2}, expected text"),
   ],
 )
 def test_a_field_of_the_wrong_type_is_named(make_run, summary, path, value, named):
@@ -101,7 +101,7 @@ def test_a_field_of_the_wrong_type_is_named(make_run, summary, path, value, name
   for parent in parents:
     place = place[parent]
   place[last] = value
-  with pytest.raises(JaxchopError, match=rf"summary\.json: {named}|{named}") as error:
+  with pytest.raises(JaxchopError, match=named) as error:
     read_run(make_run(summary=summary))
   assert "\n" not in str(error.value) and len(str(error.value)) < 200
 

@@ -1,0 +1,124 @@
+"""Every sub-command end to end on a tiny model, as a person and as a program would call it."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from jaxchop.cli import main
+
+TEXT = "\n\n".join(f"Paragraph {n} says that {n} and {n + 1} make {2 * n + 1}, as everyone knows." for n in range(400))
+SMALL = ["--data.source", "text.txt", "--data.calibration_share", "0.2", "--data.held_out_share", "0.2"]
+SCORING = ["--score.windows", "2", "--score.window", "32", "--score.batch_size", "2"]
+MEASURING = ["--window", "32", "--stride", "32", "--max_windows", "2", "--batch_size", "2", "--sample_tokens", "2"]
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+  """A folder of one's own, with some text in it."""
+  monkeypatch.chdir(tmp_path)
+  Path("text.txt").write_text(TEXT)
+  return tmp_path
+
+
+@pytest.fixture
+def model(tiny_folder):
+  return str(tiny_folder())
+
+
+def answer(capsys, *argv):
+  """Returns what a command prints as JSON; nothing else may stand on standard output."""
+  assert main([*map(str, argv), "--json"]) == 0
+  return json.loads(capsys.readouterr().out)
+
+
+def said(capsys, *argv):
+  """Returns what a command prints for people."""
+  assert main([*map(str, argv), "--quiet"]) == 0
+  return capsys.readouterr().out
+
+
+def test_inspect_counts_parameters_by_part(model, capsys):
+  found = answer(capsys, "inspect", model)
+  assert sum(found["parameters_by_part"].values()) == found["parameters"]
+  assert f"{found['parameters']:,}" in said(capsys, "inspect", model)
+
+
+def test_score_prune_and_plan_work_on_each_others_files(here, model, capsys):
+  scores = answer(capsys, "score", model, "-o", "scores.json", *SCORING, *SMALL)
+  values = scores["criteria"]["block_influence"]["per_layer"]
+  assert json.loads(Path("scores.json").read_text()) == scores
+  choice = ["--criterion", "block_influence", "--count", "2", "--scores", "scores.json", "--plan-only"]
+  plan = answer(capsys, "prune", model, *choice, "-o", "plan.json")
+  assert plan["drop"] == sorted(sorted(range(len(values)), key=lambda layer: (values[layer], -layer))[:2])
+  pruned = answer(capsys, "prune", model, "--plan", "plan.json", "-o", "small")
+  assert pruned["keep"] == plan["keep"]
+  assert answer(capsys, "inspect", "small")["layers"] == len(plan["keep"])
+  assert "removes" in said(capsys, "prune", model, "--drop", "1", "--plan-only")
+  assert "block_influence" in said(capsys, "score", model, "-o", "again.json", *SCORING, *SMALL)
+
+
+def test_a_plan_of_another_model_is_refused(here, model, tiny_folder, capsys):
+  answer(capsys, "prune", model, "--drop", "1", "--plan-only", "-o", "plan.json")
+  longer = str(tiny_folder(num_hidden_layers=6))
+  assert main(["prune", longer, "--plan", "plan.json", "-o", "small"]) == 2
+  assert "made for a model of" in capsys.readouterr().err
+  assert not Path("small").exists()
+
+
+def test_a_pruned_folder_passes_its_check_and_a_damaged_one_does_not(here, model, capsys):
+  said(capsys, "prune", model, "--drop", "1:3", "-o", "small")
+  assert answer(capsys, "check", "small")["ok"]
+  shard = Path("small/model.safetensors")
+  shard.write_bytes(shard.read_bytes()[:-2] + b"\x01\x02")
+  assert main(["check", "small", "--quiet"]) == 1
+  assert "NOT sound" in capsys.readouterr().out
+
+
+def test_recover_export_and_evaluate_a_run(here, model, capsys):
+  training = ["--steps", "3", "--batch_size", "2", "--seq_len", "32", "--checkpoint_every", "2"]
+  again = answer(capsys, "recover", model, "-o", "run", *training, *SMALL)
+  assert again["steps"] == 3
+  assert len(Path("run/metrics.jsonl").read_text().splitlines()) == 3
+  assert answer(capsys, "export", "run", "-o", "out")["check"]["ok"]
+  models = answer(capsys, "evaluate", model, "run", "out", *MEASURING, *SMALL)["models"]
+  by_path = {entry["path"]: next(iter(entry["perplexity"].values())) for entry in models}
+  assert by_path["run"] == by_path["out"] != by_path[model]
+  assert "window 32" in said(capsys, "evaluate", "out", *MEASURING, *SMALL)
+
+
+def test_generate_continues_each_prompt_and_sampling_is_decided_by_the_seed(model, capsys):
+  ask = ["generate", model, "--prompt", "One two", "--prompt", "A", "--max_new_tokens", "4"]
+  greedy = answer(capsys, *ask)["continuations"]
+  assert [found["prompt"] for found in greedy] == ["One two", "A"]
+  drawn = [answer(capsys, *ask, "--temperature", "5", "--seed", seed)["continuations"] for seed in (1, 1, 2)]
+  assert drawn[0] == drawn[1] != drawn[2]
+  assert "One two" in said(capsys, *ask)
+
+
+def test_speed_sets_models_side_by_side(model, capsys):
+  ask = ["speed", model, "--prompt_tokens", "8", "--new_tokens", "2", "--repeats", "1"]
+  assert answer(capsys, *ask)["models"][0]["decode_tokens_per_second"] > 0
+  assert "1.00x" in said(capsys, *ask)
+
+
+@pytest.mark.parametrize(
+  ("argv", "code", "words"),
+  [
+    (["prune", "{model}", "--drop", "1"], 2, "-o"),
+    (["prune", "{model}", "--drop", "9", "-o", "x"], 2, "outside"),
+    (["export", "{model}", "-o", "x"], 2, "run folder"),
+    (["score", "{model}", "-o", "s.json", "--data.source", "absent.txt"], 2, "absent.txt"),
+    (["score", "{model}", "-o", "s.json", "--score.windows", "100000", *SMALL], 1, "score.windows"),
+    (["generate", "{model}", "--prompt", ""], 2, "empty"),
+    (["report", "nowhere"], 2, "nowhere"),
+    (["check", "nowhere"], 2, "nowhere"),
+  ],
+)
+def test_bad_requests_are_one_line_and_leave_nothing(here, model, argv, code, words, capsys):
+  before = sorted(here.iterdir())
+  assert main([part.format(model=model) for part in argv] + ["--quiet"]) == code
+  error = capsys.readouterr().err
+  assert words in error
+  assert error.count("\n") == 1
+  assert sorted(here.iterdir()) == before

@@ -1,0 +1,84 @@
+"""The whole job on a tiny model: every file it promises, and stages that are not done twice."""
+
+import dataclasses
+import json
+import logging
+from pathlib import Path
+
+import pytest
+
+from jaxchop.config import DataConfig, EvaluateConfig, PruneConfig, Recipe, RecoverConfig, ScoreConfig
+from jaxchop.errors import JaxchopError, UsageError
+from jaxchop.pipeline import gap_closed, run
+from jaxchop.run_folder import RunFolder
+
+
+@pytest.fixture(scope="module")
+def recipe(tiny_folder, tmp_path_factory):
+  return Recipe(
+    out=str(tmp_path_factory.mktemp("runs") / "tiny"),
+    model=str(tiny_folder()),
+    data=DataConfig(source="builtin"),
+    score=ScoreConfig(windows=2, window=32, batch_size=2),
+    prune=PruneConfig(criterion="block_influence", count=1),
+    recover=RecoverConfig(steps=3, batch_size=2, seq_len=32, checkpoint_every=2),
+    evaluate=EvaluateConfig(
+      window=32, stride=32, max_windows=2, batch_size=2, prompt_tokens=8, new_tokens=2, sample_tokens=4
+    ),
+  )
+
+
+@pytest.fixture(scope="module")
+def summary(recipe):
+  return run(recipe)
+
+
+def test_every_promised_file_is_there(recipe, summary):
+  folder = RunFolder(Path(recipe.out))
+  for path in (folder.recipe, folder.scores, folder.plan, folder.metrics, folder.evaluation, folder.summary):
+    assert path.is_file(), path
+  assert (folder.export / "config.json").is_file()
+  assert folder.report.is_file()
+  assert any((folder.path / "figures").glob("*.png"))
+
+
+def test_the_summary_sets_the_three_models_side_by_side(summary):
+  original, pruned, recovered = (summary[name] for name in ("original", "pruned", "recovered"))
+  assert original["layers"] == pruned["layers"] + 1 == recovered["layers"] + 1
+  assert original["parameters"] > pruned["parameters"] == recovered["parameters"]
+  assert {entry["protocol"] for entry in (original, pruned, recovered)} == {original["protocol"]}
+  assert all(entry["perplexity"] > 1 and entry["decode_tokens_per_second"] > 0 for entry in (original, pruned))
+  assert summary["tokens"] == 3 * 2 * 32
+  assert summary["check"]["ok"]
+
+
+def test_a_second_run_does_nothing_again(recipe, summary, caplog):
+  files = sorted(RunFolder(Path(recipe.out)).measured.iterdir())
+  before = [file.stat().st_mtime_ns for file in files]
+  with caplog.at_level(logging.INFO, logger="jaxchop"):
+    again = run(recipe)
+  assert [file.stat().st_mtime_ns for file in files] == before
+  assert again["recovered"] == summary["recovered"]
+  assert not [record for record in caplog.messages if record.startswith(("Scoring", "Measuring"))]
+
+
+def test_another_plan_measures_only_what_depends_on_it(recipe, summary):
+  folder = RunFolder(Path(recipe.out))
+  before = (folder.measured / "original.json").stat().st_mtime_ns
+  with pytest.raises(JaxchopError):
+    # The checkpoints in the folder belong to another keep-list: they are neither used nor thrown away.
+    run(dataclasses.replace(recipe, prune=PruneConfig(pattern="tail", count=2)))
+  assert (folder.measured / "original.json").stat().st_mtime_ns == before
+  assert len(json.loads(folder.plan.read_text())["keep"]) == 2
+
+
+def test_an_impossible_wish_is_refused_before_any_work(recipe, tmp_path):
+  with pytest.raises(UsageError, match="prune"):
+    run(dataclasses.replace(recipe, out=str(tmp_path / "x"), prune=PruneConfig(count=1)))
+  assert not (tmp_path / "x" / "measured").exists()
+
+
+def test_the_gap_closed_is_a_share_of_the_gap_in_log_perplexity():
+  assert gap_closed(10, 40, 20) == pytest.approx(0.5)
+  assert gap_closed(10, 40, 10) == pytest.approx(1)
+  assert gap_closed(10, 9, 8) is None
