@@ -65,7 +65,7 @@ def perplexity(
   """Returns the perplexity of the joined documents; `batch_size` windows run at once, `title` names the progress bar.
 
   One program is compiled, whatever the number of windows. Raises JaxchopError when the text is shorter than a window,
-  the tokenizer is another model's or a loss is not finite, UsageError when the protocol asks for a BOS that the tokenizer lacks.
+  the tokenizer is another model's or a loss is not finite, UsageError when the tokenizer lacks the BOS asked for.
   """
   if batch_size < 1:
     raise UsageError(f"batch size is {batch_size}; run at least one window at once")

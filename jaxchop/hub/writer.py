@@ -163,7 +163,7 @@ def plan_shards(tensors: Sequence[Planned], max_shard_size: int) -> dict[str, li
 
 
 def cast(array: np.ndarray, dtype: np.dtype) -> np.ndarray:
-  """Returns the array in another type, itself if it has it; what is too large becomes infinite, and is refused later."""
+  """Returns the array in another type, itself if it has it; what is too large becomes infinite and is refused later."""
   with np.errstate(over="ignore"):
     return array.astype(dtype, copy=False)
 

@@ -15,15 +15,18 @@ DOCUMENTS = [Document(f"a:{n}", f"the layers of the list number {n}, größer th
 TEXT = "\n\n".join(document.text for document in DOCUMENTS)
 
 
+@jax.jit
+def log_probabilities(model, ids_BT):
+  return jax.nn.log_softmax(model(ids_BT))
+
+
 def by_hand(model, tokenizer, protocol):
-  """Summed nats and tokens of each window, from whole logits, one window at a time."""
+  """Summed nats and tokens of each window, from whole logits."""
   windows = Windows(tokenizer, TEXT, protocol)
   batch = windows.batch(0, len(windows))
-  found = []
-  for ids, target, weight in zip(batch.ids, batch.target, batch.weight, strict=True):
-    log_TV = np.asarray(jax.nn.log_softmax(model(jnp.asarray(ids)[None])[0].astype(jnp.float32)), np.float64)
-    found.append((-(log_TV[np.arange(len(ids)), target] * weight).sum(), weight.sum()))
-  return np.array(found).T
+  log_BTV = np.asarray(log_probabilities(model, batch.ids), np.float64)
+  nll_BT = -np.take_along_axis(log_BTV, batch.target[..., None], axis=2)[..., 0] * batch.weight
+  return nll_BT.sum(axis=1), batch.weight.sum(axis=1)
 
 
 @pytest.mark.parametrize(
