@@ -221,8 +221,9 @@ def _rounded(model: Llama, like: Checkpoint) -> Llama:
 
 
 def _largest(a_TV: np.ndarray, b_TV: np.ndarray) -> float:
-  """Returns the largest difference; NaN, which no bound accepts, where shapes differ or a value is none."""
-  return float(np.abs(a_TV - b_TV).max()) if a_TV.shape == b_TV.shape else float("nan")
+  """Returns the largest difference; NaN, which no bound accepts, where shapes differ or a value is not finite."""
+  with np.errstate(invalid="ignore"):
+    return float(np.abs(a_TV - b_TV).max()) if a_TV.shape == b_TV.shape else float("nan")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -6,7 +6,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from jaxchop.errors import JaxchopError
 from jaxchop.hub.folder import parse_json, read_json, regular_file
+from jaxchop.hub.hf_config import layer_count
 from jaxchop.hub.safetensors import Stored, read_headers
 from jaxchop.hub.staging import MANIFEST
 
@@ -44,7 +46,7 @@ class Facts:
 
   @property
   def layers(self) -> int:
-    return self.config["num_hidden_layers"]
+    return layer_count(self.config, self.where)
 
   @property
   def where(self) -> str:
@@ -64,22 +66,28 @@ def read_facts(folder: Path) -> Facts:
     generation=optional("generation_config.json"),
     tokenizer=optional("tokenizer_config.json"),
     top_token=_top_token(folder) if "tokenizer.json" in files else None,
-    manifest=optional(MANIFEST) or None,
+    manifest=_manifest(optional(MANIFEST), str(folder / MANIFEST)),
     tensors=read_headers(folder),
     files=files,
   )
 
 
+def _manifest(content: dict[str, Any], where: str) -> dict[str, Any] | None:
+  for key in ("source", "provenance", "tensors"):
+    if not isinstance(content.get(key, {}), dict):
+      raise JaxchopError(f"{where}: {key} is not an object; the file was changed, export again")
+  return content or None
+
+
 def _top_token(folder: Path) -> int | None:
   path = regular_file(folder, "tokenizer.json")
   content = parse_json(path.read_bytes(), str(path))
-  model = content.get("model")
-  vocab = model.get("vocab", {}) if isinstance(model, dict) else {}
+  model, added = content.get("model"), content.get("added_tokens")
+  vocab = model.get("vocab") if isinstance(model, dict) else None
   # Unigram models store a list of pieces, the others a map to ids.
-  ids = list(range(len(vocab))) if isinstance(vocab, list) else [i for i in vocab.values() if isinstance(i, int)]
-  added = content.get("added_tokens") or []
-  ids += [token["id"] for token in added if isinstance(token, dict) and isinstance(token.get("id"), int)]
-  return max(ids, default=None)
+  ids = list(range(len(vocab))) if isinstance(vocab, list) else list(vocab.values()) if isinstance(vocab, dict) else []
+  ids += [token.get("id") for token in added if isinstance(token, dict)] if isinstance(added, list) else []
+  return max((i for i in ids if isinstance(i, int)), default=None)
 
 
 def plain(value: object) -> str:

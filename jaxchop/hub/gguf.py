@@ -38,7 +38,7 @@ _NAMES = {
 }
 # Frequencies of llama3 scaling, which become settings of the config.
 _ROPE_TENSOR = "rope_freqs.weight"
-# Keys under `llama.` that are read here or change nothing; any other could change the function, and is refused.
+# Keys under `llama.` that are read here; any other could change the function, and is refused.
 _READ = {
   "block_count",
   "context_length",
@@ -51,10 +51,12 @@ _READ = {
   "attention.value_length",
   "attention.layer_norm_rms_epsilon",
 }
-_HARMLESS = {"tensor_data_layout", "use_parallel_residual", "expert_count", "expert_used_count", "attention.causal"}
-_NEUTRAL = {
+# Keys that change nothing as long as they hold one of these values.
+_NEUTRAL: dict[str, tuple[Any, ...]] = {
   "tensor_data_layout": ("Meta AI original pth",),
   "use_parallel_residual": (False,),
+  "expert_count": (0,),
+  "expert_used_count": (0,),
   "attention.causal": (True,),
 }
 
@@ -84,6 +86,8 @@ def config_of(file: GgufFile) -> dict[str, Any]:
   kind = file.metadata.get("general.architecture")
   if kind != "llama":
     raise JaxchopError(f"{file.path}: general.architecture is {shown(kind)}; only llama is supported")
+  if file.metadata.get("split.count", 0) not in (0, 1):
+    raise JaxchopError(f"{file.path} is one part of a split model; join the parts first (llama-gguf-split --merge)")
   settings = {key.removeprefix("llama."): value for key, value in file.metadata.items() if key.startswith("llama.")}
   _check_known(settings, file.path)
   embedding = file.tensors.get("token_embd.weight")
@@ -117,9 +121,7 @@ def config_of(file: GgufFile) -> dict[str, Any]:
 
 def _check_known(settings: Mapping[str, Any], path: Path) -> None:
   for key, value in settings.items():
-    if key in _READ or key.startswith("rope."):
-      continue
-    if key not in _HARMLESS or (value and value not in _NEUTRAL.get(key, ())):
+    if key not in _READ and not key.startswith("rope.") and value not in _NEUTRAL.get(key, ()):
       raise JaxchopError(f"{path}: llama.{shown(key)} is {shown(value)}; that setting is not supported")
   if settings.get("attention.key_length") != settings.get("attention.value_length"):
     raise JaxchopError(f"{path}: llama.attention.key_length and value_length differ; one head width is supported")

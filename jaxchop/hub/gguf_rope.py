@@ -38,12 +38,16 @@ def rope_settings(settings: Mapping[str, Any], factors: Packed | None, head_dim:
   for key, value in rope.items():
     if key not in _READ:
       raise JaxchopError(f"{path}: llama.rope.{shown(key)} is {shown(value)}; that setting is not supported")
+    if key != "scaling.type" and not isinstance(value, (int, float)):
+      raise JaxchopError(f"{path}: llama.rope.{key} is {shown(value)}; expected a number")
   if rope.get("dimension_count", head_dim) != head_dim:
     rotated = shown(rope["dimension_count"])
     raise JaxchopError(f"{path}: llama.rope.dimension_count is {rotated}; only whole heads ({head_dim}) may rotate")
   theta = rope.get("freq_base", 10_000.0)
   scaling = _scaling(rope, path)
   if factors is not None:
+    if factors.shape != (head_dim // 2,):
+      raise JaxchopError(f"tensor {factors.name} in {path} has shape {factors.shape}, expected {(head_dim // 2,)}")
     scaling = _llama3(factors, theta, scaling)
   return {"rope_theta": theta, "rope_scaling": scaling}
 
@@ -66,7 +70,7 @@ def _scaling(rope: Mapping[str, Any], path: Path) -> dict[str, Any] | None:
   }
   if (attention := rope.get("scaling.attn_factor", 1.0)) != 1.0:
     # llama.cpp multiplies its factor onto the one that yarn has by itself.
-    yarn["attention_factor"] = attention * (0.1 * math.log(factor) + 1.0)
+    yarn["attention_factor"] = attention * (0.1 * math.log(max(factor, 1.0)) + 1.0)
   return {key: value for key, value in yarn.items() if value is not None}
 
 

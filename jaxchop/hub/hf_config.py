@@ -84,8 +84,10 @@ def _check_attention(config: dict[str, Any], where: str) -> None:
   if config.get("sliding_window") is not None and config.get("use_sliding_window") is not False:
     window = shown(config["sliding_window"])
     raise JaxchopError(f"{where}: sliding_window is {window}; {_NO_FULL_ATTENTION}")
-  kinds = config.get("layer_types") or ()
-  if other := [kind for kind in kinds if kind != "full_attention"]:
+  for key in ("layer_types", "no_rope_layers"):
+    if not isinstance(config.get(key) or [], list):
+      raise JaxchopError(f"{where}: {key} is {shown(config[key])}; expected a list")
+  if other := [kind for kind in config.get("layer_types") or () if kind != "full_attention"]:
     raise JaxchopError(f"{where}: layer_types names {shown(other[0])}; {_NO_FULL_ATTENTION}")
   if not all(config.get("no_rope_layers") or ()):
     raise JaxchopError(f"{where}: no_rope_layers switches RoPE off in some layers; that is not supported")

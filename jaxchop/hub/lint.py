@@ -14,11 +14,19 @@ from jaxchop.hub.safetensors import DTYPES
 _PER_LAYER = ("layer_types", "mlp_layer_types", "no_rope_layers")
 # Lists that may be as long as the source had layers by chance.
 _NOT_PER_LAYER = ("architectures", "bos_token_id", "eos_token_id", "pad_token_id")
+_TENSORS = "config against tensors"
 _ROPE_KEYS = ("rope_theta", "rope_scaling")
 
 
 def lint(facts: Facts) -> tuple[Line, ...]:
-  """Returns one line for each comparison; a line that fails names the file, and the tensor or setting, at fault."""
+  """Returns one line for each comparison; a line that fails names the file, and the tensor or setting, at fault.
+
+  A config that states no architecture this package knows is the only line: nothing can be compared with it.
+  """
+  try:
+    parse_config(facts.config, facts.where)
+  except JaxchopError as error:
+    return (Line(name=_TENSORS, ok=False, detail=str(error)),)
   return tuple(_line(name, rule(facts)) for name, rule in _RULES.items())
 
 
@@ -61,11 +69,6 @@ def new_rope(facts: Facts) -> dict[str, Any] | None:
   return hf_rope.resolve({key: value for key, value in facts.config.items() if key not in _ROPE_KEYS}, facts.where)
 
 
-def _tensors(facts: Facts) -> Iterator[str]:
-  parse_config(facts.config, facts.where)
-  yield from wrong_tensors(facts)
-
-
 def _rope(facts: Facts) -> Iterator[str]:
   old, new = old_rope(facts), new_rope(facts)
   for key in sorted({*old, *(new or old)}):
@@ -101,7 +104,7 @@ def _vocabulary(facts: Facts) -> Iterator[str]:
 
 
 _RULES: dict[str, Callable[[Facts], Iterator[str]]] = {
-  "config against tensors": _tensors,
+  _TENSORS: wrong_tensors,
   "per-layer settings": per_layer_lists,
   "both RoPE spellings": _rope,
   "dtypes": _dtype,

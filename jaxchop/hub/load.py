@@ -72,7 +72,7 @@ def open_folder(folder: Path, *, name: str, revision: str | None = None) -> Chec
     architecture=architecture,
     layers=layers,
     tensors=checked_tensors(tensors, architecture, layers, where),
-    assets={file: regular_file(folder, file) for file in sorted(p.name for p in folder.iterdir()) if _is_asset(file)},
+    assets=_assets(folder),
   )
 
 
@@ -127,5 +127,8 @@ def _tensor(stored: safetensors.Stored) -> Tensor:
   return Tensor(shape=stored.shape, dtype=safetensors.DTYPES[stored.dtype], read=read, file=stored.file)
 
 
-def _is_asset(file: str) -> bool:
-  return file in _ASSETS or file.upper().startswith(_ASSET_PREFIXES)
+def _assets(folder: Path) -> dict[str, Path]:
+  files = sorted(path.name for path in folder.iterdir() if not path.is_dir())
+  return {
+    file: regular_file(folder, file) for file in files if file in _ASSETS or file.upper().startswith(_ASSET_PREFIXES)
+  }

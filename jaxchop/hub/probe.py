@@ -38,7 +38,7 @@ def full_logits(model: Llama, ids_T: np.ndarray) -> np.ndarray:
 
 
 def cached_logits(model: Llama, ids_T: np.ndarray) -> np.ndarray:
-  """Returns logits_TV where every token but the first is decoded on its own, from the cached keys and values."""
+  """Returns logits_TV where every token is decoded on its own, from the cached keys and values."""
   with jax.default_matmul_precision("highest"):
     return np.asarray(_cached(model, ids_T))
 
@@ -55,8 +55,10 @@ def _cached(model: Llama, ids_T: jax.Array) -> jax.Array:
     logits_BV, cache = decode(model, token[None], cache)
     return cache, logits_BV[0]
 
-  first_BV, cache = prefill(model, ids_T[None, :1], slots=len(ids_T))
-  return jnp.concatenate([first_BV, jax.lax.scan(one, cache, ids_T[1:])[1]])
+  # A cache that holds nothing yet: the pass that would make one is not compiled for it.
+  cache = jax.eval_shape(lambda: prefill(model, ids_T[None, :1], slots=len(ids_T))[1])
+  empty = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), cache)
+  return jax.lax.scan(one, empty, ids_T)[1]
 
 
 def cacheable(config: LlamaConfig, ids_T: np.ndarray) -> np.ndarray:

@@ -45,12 +45,10 @@ def _judged(name: str, rules: tuple[Rule, ...], facts: Facts) -> Line:
 
 
 def _architecture(facts: Facts) -> Iterator[Finding]:
-  """Every loader picks its implementation by these two."""
-  if facts.config.get("model_type") != "llama" or ARCHITECTURE not in (facts.config.get("architectures") or ()):
-    yield Finding(f'config.json must say model_type "llama" and architectures ["{ARCHITECTURE}"]')
-  if facts.config.get("quantization_config"):
-    yield Finding("config.json says quantization_config, but the weights are not quantised")
+  """Every loader picks its implementation by this."""
   parse_config(facts.config, facts.where)
+  if ARCHITECTURE not in (facts.config.get("architectures") or ()):
+    yield Finding(f'config.json must say architectures ["{ARCHITECTURE}"]')
 
 
 def _weights(facts: Facts) -> Iterator[Finding]:

@@ -8,7 +8,9 @@ import transformers
 
 from jaxchop.errors import JaxchopError
 from jaxchop.hub.checkpoint import Checkpoint
-from jaxchop.hub.folder import shown
+from jaxchop.hub.folder import parse_json, shown
+
+_GENERATION = "generation_config.json"
 
 
 def load_tokenizer(checkpoint: Checkpoint) -> transformers.PreTrainedTokenizerFast:
@@ -20,23 +22,22 @@ def load_tokenizer(checkpoint: Checkpoint) -> transformers.PreTrainedTokenizerFa
     (Path(folder) / "config.json").write_text(json.dumps(checkpoint.config))
     try:
       tokenizer = transformers.AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
-    except (ValueError, OSError, KeyError, TypeError, ImportError) as error:
+    except Exception as error:  # the tokenizers library raises nothing more special for a broken file
       reason = shown(str(error).strip().partition("\n")[0])
-      raise JaxchopError(
-        f"{checkpoint.name}: its tokenizer cannot be loaded: {reason}; put a tokenizer.json there"
-      ) from error
+      raise JaxchopError(f"{checkpoint.name}: its tokenizer cannot be loaded: {reason}") from error
   if not isinstance(tokenizer, transformers.PreTrainedTokenizerFast):
-    raise JaxchopError(
-      f"{checkpoint.name}: its tokenizer has no tokenizer.json; save it once with transformers as a fast one"
-    )
+    raise JaxchopError(f"{checkpoint.name}: its tokenizer has no tokenizer.json; save it once with transformers")
   return tokenizer
 
 
 def eos_ids(checkpoint: Checkpoint) -> tuple[int, ...]:
   """Returns the ids that end a text, of generation_config.json or else config.json; empty if neither names one."""
-  generation = json.loads(checkpoint.asset("generation_config.json") or b"{}")
-  for settings in (generation, checkpoint.config):
-    ids = settings.get("eos_token_id")
-    if ids is not None:
-      return tuple(ids) if isinstance(ids, list) else (ids,)
+  generation = parse_json(checkpoint.asset(_GENERATION) or b"{}", f"{checkpoint.path}/{_GENERATION}")
+  for where, settings in ((_GENERATION, generation), ("config.json", checkpoint.config)):
+    value = settings.get("eos_token_id")
+    ids = value if isinstance(value, list) else [] if value is None else [value]
+    if not all(type(id_) is int for id_ in ids):
+      raise JaxchopError(f"{checkpoint.path}/{where}: eos_token_id is {shown(value)}; expected ids")
+    if ids:
+      return tuple(ids)
   return ()

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxchop.errors import UsageError
-from jaxchop.model import attention
+from jaxchop.model.attention import cached_attention, causal_attention
 from jaxchop.model.llama import Llama
 from jaxchop.model.rope import rotation
 
@@ -19,20 +19,20 @@ from jaxchop.model.rope import rotation
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Cache:
-  """What later tokens need of earlier ones: a pytree of static shapes, safe to donate."""
+  """What later tokens need of earlier ones: a pytree of static shapes, updated in place where it is donated."""
 
-  # Rotated keys k_BSKH, one array a layer.
+  # Rotated keys k_BKHS, one array a layer.
   keys: tuple[jax.Array, ...]
-  # Values v_BSKH, one array a layer.
+  # Values v_BKSH, one array a layer.
   values: tuple[jax.Array, ...]
-  # First slot of each row that holds a token, not padding.
-  first_B: jax.Array
+  # First slot of each row that holds a token, not padding, [B].
+  first: jax.Array
   # Slots filled so far, a scalar.
   written: jax.Array
 
   @property
   def slots(self) -> int:
-    return self.keys[0].shape[1]
+    return self.values[0].shape[2]
 
 
 def prefill(
@@ -45,46 +45,42 @@ def prefill(
   """
   rows, length = ids_BT.shape
   if length > slots:
-    raise UsageError(
-      f"prompts of {length} tokens do not fit a cache of {slots} slots; give it at least {length}"
-    )
+    raise UsageError(f"prompts of {length} tokens do not fit a cache of {slots} slots; give it at least {length}")
   first_B = jnp.zeros(rows, jnp.int32) if first_B is None else first_B
-  visible_BTS = attention.visible_slots(length, first_B, jnp.int32(0), length)
   turn = rotation(model.config, jnp.maximum(jnp.arange(length) - first_B[:, None], 0))
   keys, values = [], []
 
   def attend(q_BTNH: jax.Array, k_BTKH: jax.Array, v_BTKH: jax.Array) -> jax.Array:
     room = [(0, 0), (0, slots - length), (0, 0), (0, 0)]
-    keys.append(jnp.pad(k_BTKH, room))
-    values.append(jnp.pad(v_BTKH, room))
-    return attention.cached_attention(q_BTNH, k_BTKH, v_BTKH, visible_BTS)
+    keys.append(jnp.pad(k_BTKH, room).transpose(0, 2, 3, 1))
+    values.append(jnp.pad(v_BTKH, room).transpose(0, 2, 1, 3))
+    return causal_attention(q_BTNH, k_BTKH, v_BTKH, first_B)
 
   x_BTD = model.embed(ids_BT)
   for layer in model.layers:
     x_BTD = layer(x_BTD, turn, attend)
-  cache = Cache(keys=tuple(keys), values=tuple(values), first_B=first_B, written=jnp.int32(length))
+  cache = Cache(keys=tuple(keys), values=tuple(values), first=first_B, written=jnp.int32(length))
   return model.logits(x_BTD[:, -1:])[:, 0], cache
 
 
 def decode(model: Llama, ids_B: jax.Array, cache: Cache) -> tuple[jax.Array, Cache]:
   """Returns logits_BV after one more token a row, and the cache that holds it.
 
+  Dynamic RoPE turns by the longest row so far, and keys in the cache stay as they were turned, as in transformers.
   A full cache gives NaN: inside a compiled program nothing can raise, and a wrong token must not look like a right one.
   """
-  visible_BTS = attention.visible_slots(cache.slots, cache.first_B, cache.written, 1)
-  turn = rotation(model.config, (cache.written - cache.first_B)[:, None])
+  turn = rotation(model.config, (cache.written - cache.first)[:, None])
   keys, values = [], []
 
   def attend(q_BTNH: jax.Array, k_BTKH: jax.Array, v_BTKH: jax.Array) -> jax.Array:
-    at = (0, cache.written, 0, 0)
-    keys.append(jax.lax.dynamic_update_slice(cache.keys[len(keys)], k_BTKH, at))
-    values.append(jax.lax.dynamic_update_slice(cache.values[len(values)], v_BTKH, at))
-    return attention.cached_attention(q_BTNH, keys[-1], values[-1], visible_BTS)
+    old_k, old_v = cache.keys[len(keys)], cache.values[len(values)]
+    new_k, new_v = k_BTKH.transpose(0, 2, 3, 1), v_BTKH.transpose(0, 2, 1, 3)
+    keys.append(jax.lax.dynamic_update_slice_in_dim(old_k, new_k, cache.written, axis=3))
+    values.append(jax.lax.dynamic_update_slice_in_dim(old_v, new_v, cache.written, axis=2))
+    return cached_attention(q_BTNH[:, 0], keys[-1], values[-1], cache.first, cache.written)[:, None]
 
   x_BTD = model.embed(ids_B[:, None])
   for layer in model.layers:
     x_BTD = layer(x_BTD, turn, attend)
   logits_BV = jnp.where(cache.written < cache.slots, model.logits(x_BTD)[:, 0], jnp.nan)
-  return logits_BV, dataclasses.replace(
-    cache, keys=tuple(keys), values=tuple(values), written=cache.written + 1
-  )
+  return logits_BV, dataclasses.replace(cache, keys=tuple(keys), values=tuple(values), written=cache.written + 1)

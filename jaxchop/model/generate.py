@@ -6,13 +6,14 @@ Shapes: B rows, T prompt slots (a power of two), E end-of-sequence ids, V vocabu
 import dataclasses
 import functools
 from collections.abc import Collection, Sequence
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from jaxchop.errors import UsageError
-from jaxchop.model.cache import decode, prefill
+from jaxchop.model.cache import Cache, decode, prefill
 from jaxchop.model.llama import Llama
 
 
@@ -65,7 +66,7 @@ def generate(
     model,
     ids_BT,
     (slots - lengths).astype(np.int32),
-    np.array(sorted(eos), np.int32),
+    _ends(eos),
     np.int32(max_new_tokens),
     jax.random.key(seed),
     room=_power_of_two(max_new_tokens),
@@ -85,33 +86,66 @@ def _check(prompts: Sequence[Sequence[int]], vocabulary: int, max_new_tokens: in
       raise UsageError(f"prompt {row} holds token {bad[0]}; the model knows 0..{vocabulary - 1}")
 
 
+def _ends(eos: Collection[int]) -> np.ndarray:
+  """Returns the ids filled up with -1, which no token is, so that another set of them is seldom another program."""
+  ids = sorted(set(eos))
+  return np.array(ids + [-1] * (max(4, _power_of_two(len(ids))) - len(ids)), np.int32)
+
+
 def _power_of_two(at_least: int) -> int:
   return 1 << (int(at_least) - 1).bit_length()
 
 
+class _State(NamedTuple):
+  """What goes round the loop."""
+
+  # Tokens written so far, of every row alike.
+  step: jax.Array
+  tokens: jax.Array
+  # How many of a row's tokens count: those up to its end.
+  counts_B: jax.Array
+  done_B: jax.Array
+  cache: Cache
+
+
 @functools.partial(jax.jit, static_argnames=("room", "sampling"))
-def _continue(model, ids_BT, first_B, eos_E, limit, key, *, room: int, sampling: Sampling):
+def _continue(
+  model: Llama,
+  ids_BT: jax.Array,
+  first_B: jax.Array,
+  eos_E: jax.Array,
+  limit: jax.Array,
+  key: jax.Array,
+  *,
+  room: int,
+  sampling: Sampling,
+) -> tuple[jax.Array, jax.Array]:
   """Returns tokens [B, room] and how many of each row count."""
   rows, slots = ids_BT.shape
   keys_B = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(rows))
+
+  def emit(state: _State, logits_BV: jax.Array, cache: Cache) -> _State:
+    token_B = choose(logits_BV, jax.vmap(jax.random.fold_in, (0, None))(keys_B, state.step), sampling)
+    return _State(
+      step=state.step + 1,
+      tokens=jax.lax.dynamic_update_slice_in_dim(state.tokens, token_B[:, None], state.step, axis=1),
+      counts_B=state.counts_B + ~state.done_B,
+      done_B=state.done_B | jnp.isin(token_B, eos_E),
+      cache=cache,
+    )
+
+  def going(state: _State) -> jax.Array:
+    return (state.step < limit) & ~state.done_B.all()
+
+  def one(state: _State) -> _State:
+    last_B = jax.lax.dynamic_index_in_dim(state.tokens, state.step - 1, axis=1, keepdims=False)
+    return emit(state, *decode(model, last_B, state.cache))
+
   logits_BV, cache = prefill(model, ids_BT, slots=slots + room, first_B=first_B)
-
-  def going(state):
-    step, _, _, _, done_B, _ = state
-    return (step < limit) & ~done_B.all()
-
-  def one(state):
-    step, logits_BV, cache, tokens, done_B, counts_B = state
-    token_B = choose(logits_BV, jax.vmap(jax.random.fold_in, (0, None))(keys_B, step), sampling)
-    tokens = jax.lax.dynamic_update_slice(tokens, token_B[:, None], (0, step))
-    counts_B = counts_B + ~done_B
-    done_B = done_B | jnp.isin(token_B, eos_E)
-    logits_BV, cache = decode(model, token_B, cache)
-    return step + 1, logits_BV, cache, tokens, done_B, counts_B
-
-  tokens, no = jnp.zeros((rows, room), jnp.int32), jnp.zeros(rows, bool)
-  state = (jnp.int32(0), logits_BV, cache, tokens, no, jnp.zeros(rows, jnp.int32))
-  return jax.lax.while_loop(going, one, state)[3::2]
+  tokens, counts_B = jnp.zeros((rows, room), jnp.int32), jnp.zeros(rows, jnp.int32)
+  first = emit(_State(jnp.int32(0), tokens, counts_B, counts_B > 0, cache), logits_BV, cache)
+  last = jax.lax.while_loop(going, one, first)
+  return last.tokens, last.counts_B
 
 
 def choose(logits_BV: jax.Array, keys_B: jax.Array, sampling: Sampling) -> jax.Array:

@@ -11,6 +11,7 @@ from typing import Any, Literal, TypeVar
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
 
 from jaxchop.model import attention
 from jaxchop.model.config import LlamaConfig
@@ -20,6 +21,9 @@ from jaxchop.model.rope import rotate, rotation
 Layout = Literal["scan", "unrolled"]
 Carry = TypeVar("Carry")
 _init = nnx.initializers.normal(0.02)
+# What a backward pass keeps of a block: results of matrix products. The rest is cheap to compute again, and reading it
+# back from memory would cost more than that.
+_KEPT = "product"
 
 
 class RMSNorm(nnx.Module):
@@ -67,7 +71,8 @@ class Attention(nnx.Module):
     q_BTNH = rotate(self.q(x_BTD).reshape(heads), *turn)
     k_BTKH = rotate(self.k(x_BTD).reshape(heads), *turn)
     v_BTKH = self.v(x_BTD).reshape(heads)
-    return self.o(attend(q_BTNH, k_BTKH, v_BTKH).reshape(*x_BTD.shape[:2], -1))
+    y_BTNH = checkpoint_name(attend(q_BTNH, k_BTKH, v_BTKH), _KEPT)
+    return self.o(y_BTNH.reshape(*x_BTD.shape[:2], -1))
 
 
 class Mlp(nnx.Module):
@@ -117,7 +122,7 @@ class Llama(nnx.Module):
   def embed(self, ids_BT: jax.Array) -> jax.Array:
     return self.embedding[...][ids_BT]
 
-  def head_DV(self) -> jax.Array:
+  def head_DV(self) -> jax.Array:  # noqa: N802
     """Returns the output projection, whichever leaf it lives in."""
     return self.embedding[...].T if self.head is None else self.head[...]
 
@@ -163,12 +168,14 @@ def positions(ids_BT: jax.Array) -> jax.Array:
 def hidden(model: Llama, ids_BT: jax.Array, *, layout: Layout = "scan", remat: bool = False) -> jax.Array:
   """Returns the raw residual stream x_BTD that leaves the last block, before the final norm.
 
-  With `remat` the backward pass recomputes each block instead of keeping its activations.
+  The backward pass keeps the results of each block's matrix products, or with `remat` only what entered the block.
   """
   turn = rotation(model.config, positions(ids_BT))
+  policy = None if remat else jax.checkpoint_policies.save_only_these_names(_KEPT)
+  # A scan keeps forward and backward apart by itself; unrolled, the compiler would undo the recomputation.
+  run = jax.checkpoint(lambda block, x_BTD: block(x_BTD, turn), policy=policy, prevent_cse=layout != "scan")
 
   def body(layer: Block, x_BTD: jax.Array, _: None) -> tuple[jax.Array, None]:
-    run = jax.checkpoint(lambda block, x: block(x, turn)) if remat else lambda block, x: block(x, turn)
     return run(layer, x_BTD), None
 
   return walk(model.layers, model.embed(ids_BT), body, layout=layout)[0]

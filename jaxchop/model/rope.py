@@ -77,11 +77,7 @@ def _yarn(rope: Rope, head_dim: int) -> np.ndarray:
 
   def dimension_of(rotations: float) -> float:
     assert rope.original_max_positions is not None
-    return (
-      head_dim
-      * math.log(rope.original_max_positions / (rotations * 2 * math.pi))
-      / (2 * math.log(rope.theta))
-    )
+    return head_dim * math.log(rope.original_max_positions / (rotations * 2 * math.pi)) / (2 * math.log(rope.theta))
 
   low, high = dimension_of(rope.beta_fast), dimension_of(rope.beta_slow)
   if rope.truncate:

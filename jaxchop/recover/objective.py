@@ -15,9 +15,10 @@ from jaxchop.model.loss import next_token_loss
 class Batch(NamedTuple):
   """Records of one token more than the model reads, and how much each of their predictions counts."""
 
-  ids_BS: Any
-  # Weight of predicting ids_BS[:, t + 1] from what stands before it; 0 leaves a padding token out.
-  weight_BT: Any
+  # Token ids [B, S].
+  ids: Any
+  # Weights [B, T]: of predicting ids[:, t + 1] from what stands before it; 0 leaves a padding token out.
+  weight: Any
 
 
 def packed(ids_BS: Any) -> Batch:
@@ -36,8 +37,8 @@ def summed_loss(
   model = jax.tree.map(lambda p: p.astype(compute_dtype), model)
   if layout == "unrolled":
     model = jax.tree.map(_settled, model)
-  x_BTD = model.norm(hidden(model, batch.ids_BS[:, :-1], layout=layout, remat=remat))
-  return next_token_loss(x_BTD, model.head_DV(), batch.ids_BS[:, 1:], batch.weight_BT)
+  x_BTD = model.norm(hidden(model, batch.ids[:, :-1], layout=layout, remat=remat))
+  return next_token_loss(x_BTD, model.head_DV(), batch.ids[:, 1:], batch.weight)
 
 
 @jax.custom_vjp

@@ -24,12 +24,12 @@ class Metrics(NamedTuple):
   loss: jax.Array
   # Global norm of the mean loss's gradient before clipping.
   grad_norm: jax.Array
-  learning_rate: jax.Array
+  learning_rate: Any
   # False when the step changed nothing, because the loss or the gradient was not finite or `go` was false.
   applied: jax.Array
 
 
-def init_optimizer(config: RecoverConfig, model: Llama) -> Any:
+def init_optimizer(config: RecoverConfig, model: Any) -> Any:
   """Returns the optimizer state of a run that starts now; its moments have the shapes of the parameters."""
   return make_optimizer(config.optimizer, config.steps).init(model)
 
@@ -46,16 +46,14 @@ def make_step(config: RecoverConfig) -> Step:
     )
   optimizer = make_optimizer(config.optimizer, config.steps)
   rate = learning_rate(config.optimizer, config.steps)
-  loss_of = partial(
-    summed_loss, compute_dtype=config.compute_dtype, layout=config.layout, remat=config.remat
-  )
+  loss_of = partial(summed_loss, compute_dtype=config.compute_dtype, layout=config.layout, remat=config.remat)
 
-  def step(model: Llama, opt_state: Any, batch: Batch, go: Any = True) -> tuple[Llama, Any, Metrics]:
+  def step(model: Any, opt_state: Any, batch: Batch, go: Any = True) -> tuple[Llama, Any, Metrics]:
     loss, grads = mean_loss_and_gradient(loss_of, model, batch, config.accumulate)
-    norm = optax.global_norm(grads)
+    norm = optax.tree.norm(grads)
     applied = jnp.isfinite(loss) & jnp.isfinite(norm) & go
     updates, new_state = optimizer.update(grads, opt_state, model)
-    new = optax.apply_updates(model, updates), new_state
+    new = jax.tree.map(jnp.add, model, updates), new_state
     metrics = Metrics(loss, norm, rate(updates_done(opt_state)), applied)
     return *jax.tree.map(partial(jnp.where, applied), new, (model, opt_state)), metrics
 
@@ -64,13 +62,13 @@ def make_step(config: RecoverConfig) -> Step:
 
 def mean_loss_and_gradient(
   loss_of: Callable[[Llama, Batch], jax.Array], model: Llama, batch: Batch, accumulate: int
-) -> tuple[jax.Array, Llama]:
+) -> tuple[jax.Array, Any]:
   """Returns the mean loss a token and its gradient, summed over `accumulate` micro-batches one after the other.
 
   Each micro-batch counts by its weights, so cutting the batch differently gives the same result. `loss_of` sums.
   """
-  share_BT = batch.weight_BT / jnp.sum(batch.weight_BT)
-  batch = Batch(batch.ids_BS, share_BT)
+  share_BT = batch.weight / jnp.sum(batch.weight)
+  batch = Batch(batch.ids, share_BT)
   if accumulate == 1:
     return jax.value_and_grad(loss_of)(model, batch)
   parts = jax.tree.map(lambda a: a.reshape(accumulate, -1, *a.shape[1:]), batch)

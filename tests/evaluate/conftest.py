@@ -1,3 +1,4 @@
+import jax
 import pytest
 import transformers
 from flax import nnx
@@ -26,4 +27,4 @@ def model(tokenizer: transformers.PreTrainedTokenizerFast) -> Llama:
     norm_eps=1e-5,
     max_positions=64,
   )
-  return Llama(config, 2, rngs=nnx.Rngs(0))
+  return jax.jit(lambda: Llama(config, 2, rngs=nnx.Rngs(0)))()

@@ -34,7 +34,7 @@ def by_hand(model, tokenizer, protocol):
   [
     Protocol(window=16, stride=16),
     Protocol(window=16, stride=5, bos="every"),
-    Protocol(window=20, stride=10, bos="first"),
+    Protocol(window=16, stride=8, bos="first"),
   ],
 )
 def test_it_is_the_mean_loss_of_the_scored_tokens(model, tokenizer, protocol):
@@ -64,9 +64,9 @@ def test_bytes_are_those_of_the_scored_text(model, tokenizer):
   assert math.isnan(found.nll_error)
 
 
-@pytest.mark.parametrize("batch_size", [1, 2, 7, 1000])
+@pytest.mark.parametrize("batch_size", [1, 4, 1000])
 def test_the_batch_size_does_not_matter_and_one_program_is_compiled(model, tokenizer, batch_size):
-  protocol = Protocol(window=12, stride=12)
+  protocol = Protocol(window=16, stride=16)
   jax.clear_caches()
   found = perplexity(model, tokenizer, DOCUMENTS, protocol, batch_size=batch_size)
   assert window_nll._cache_size() == 1

@@ -265,6 +265,9 @@ UNSUPPORTED = {
   "logit scale": (lambda w: w.add_logit_scale(0.5), "llama.logit_scale is 0.5"),
   "longrope": (lambda w: w.add_rope_scaling_type(gguf.RopeScalingType.LONGROPE), "llama.rope.scaling.type is longrope"),
   "yarn multiplier": (lambda w: w.add_rope_scaling_yarn_log_mul(0.1), "yarn_log_multiplier"),
+  "looking ahead": (lambda w: w.add_causal_attention(False), "llama.attention.causal is False"),
+  "a part of several": (lambda w: w.add_uint16("split.count", 2), "one part of a split model"),
+  "a factor that is text": (lambda w: w.add_string("llama.rope.scaling.factor", "4"), "scaling.factor is 4"),
   "strange tensor": (lambda w: w.add_tensor("blk.0.spy.weight", np.ones(4, np.float32)), "blk.0.spy.weight"),
 }
 

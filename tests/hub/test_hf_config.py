@@ -130,6 +130,31 @@ def test_an_unsupported_setting_is_refused_by_name(settings, complaint):
   assert "\n" not in str(caught.value)
 
 
+JSON = st.recursive(
+  st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=3),
+  lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(["rope_type", "factor", "x"]), inner),
+  max_leaves=5,
+)
+KEYS = [
+  *CONFIG,
+  "head_dim",
+  "rope_theta",
+  "rope_scaling",
+  "rope_parameters",
+  "tie_word_embeddings",
+  "num_key_value_heads",
+]
+KEYS += ["layer_types", "no_rope_layers", "sliding_window", "hidden_act", "per_layer_config", "num_experts", "mlp_bias"]
+
+
+@given(key=st.sampled_from(KEYS), value=JSON)
+def test_whatever_a_setting_holds_it_is_parsed_or_refused_in_one_line(key, value):
+  try:
+    parse_config(CONFIG | {key: value}, "config.json")
+  except JaxchopError as error:
+    assert "\n" not in str(error)
+
+
 def test_settings_that_change_nothing_are_accepted():
   harmless = {
     "sliding_window": 4096,

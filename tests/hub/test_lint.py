@@ -1,5 +1,6 @@
 """lint: whatever in a folder contradicts itself is named, file and tensor or setting."""
 
+import dataclasses
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -9,10 +10,12 @@ import pytest
 import tiny_models
 from safetensors.numpy import load_file, save_file
 
+from jaxchop.errors import JaxchopError
 from jaxchop.hub.facts import read_facts
 from jaxchop.hub.lint import lint
 from jaxchop.hub.load import open_checkpoint
 from jaxchop.hub.rewrite import prune_checkpoint
+from jaxchop.hub.targets import targets
 
 
 @pytest.fixture
@@ -145,3 +148,29 @@ def test_a_tokenizer_larger_than_the_vocabulary_is_named(folder):
 
 def test_the_tiny_tokenizer_fills_its_vocabulary(folder):
   assert read_facts(folder).top_token == tiny_models.CONFIG["vocab_size"] - 1
+
+
+JUNK = [None, "x", -1, 0, 1.5, True, [], [None], {}, {"rope_type": []}, {"x": [1, 2]}]
+
+
+@pytest.mark.parametrize("value", JUNK, ids=str)
+def test_no_setting_is_so_wrong_that_it_cannot_be_judged(folder, value):
+  facts = read_facts(folder)
+  for key in facts.config:
+    wrong = dataclasses.replace(
+      facts, config={**facts.config, key: value}, generation={key: value}, tokenizer={key: value}
+    )
+    assert all(isinstance(line.ok, bool) for line in (*lint(wrong), *targets(wrong)))
+
+
+@pytest.mark.parametrize("key", ["source", "provenance", "tensors"])
+def test_a_damaged_jaxchop_json_is_refused_by_name(folder, key):
+  edit(folder, lambda content: content.update({key: [1]}), "jaxchop.json")
+  with pytest.raises(JaxchopError, match=f"jaxchop.json: {key} is not an object"):
+    read_facts(folder)
+
+
+@pytest.mark.parametrize("content", ["{}", '{"model": 3}', '{"model": {"vocab": 3}, "added_tokens": 4}'])
+def test_a_strange_tokenizer_has_no_highest_token(folder, content):
+  (folder / "tokenizer.json").write_text(content)
+  assert read_facts(folder).top_token is None

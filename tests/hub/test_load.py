@@ -209,6 +209,7 @@ def test_what_an_export_carries_along_is_found(tiny_folder):
   folder = tiny_folder()
   for extra in ("README.md", "modeling_evil.py", "pytorch_model.bin", "NOTICE.txt", "tokenizer.model"):
     (folder / extra).write_text(extra)
+  (folder / "LICENSES").mkdir()
   assets = open_checkpoint(str(folder)).assets
   texts = {
     "LICENSE",
@@ -268,6 +269,19 @@ def test_the_generation_settings_say_which_ids_end_a_text(tiny_folder):
   folder = tiny_folder(eos_token_id=2)
   (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": [0, 2]}))
   assert eos_ids(open_checkpoint(str(folder))) == (0, 2)
+
+
+@pytest.mark.parametrize("content", ["{", '{"eos_token_id": "2"}', '{"eos_token_id": [2, null]}'])
+def test_broken_generation_settings_are_refused_by_name(tiny_folder, content):
+  folder = tiny_folder()
+  (folder / "generation_config.json").write_text(content)
+  assert "generation_config.json" in refusal(eos_ids, open_checkpoint(str(folder)))
+
+
+def test_a_broken_tokenizer_is_refused(tiny_folder):
+  folder = tiny_folder()
+  (folder / "tokenizer.json").write_text('{"model": {"type": "Surprise"}}')
+  assert "tokenizer cannot be loaded" in refusal(load_tokenizer, open_checkpoint(str(folder)))
 
 
 def test_nothing_of_a_checkpoint_is_executed(tiny_folder, tmp_path):

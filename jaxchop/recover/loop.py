@@ -1,0 +1,137 @@
+"""The recovery of a pruned model: steps, their curve, checkpoints, and an end that can come at any moment."""
+
+import contextlib
+import dataclasses
+import json
+from collections.abc import Callable, Generator, Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxchop.config import RecoverConfig
+from jaxchop.errors import Interrupted, JaxchopError, Preempted
+from jaxchop.model.llama import Llama
+from jaxchop.progress import Bar, stage
+from jaxchop.recover.objective import Batch, packed
+from jaxchop.recover.run import Run
+from jaxchop.recover.signals import Stop, stop_signals
+from jaxchop.recover.step import make_step
+
+
+class Batches(Protocol):
+  """Where training records come from; the batch of a step is a function of the step alone."""
+
+  def from_step(self, step: int) -> Generator[np.ndarray, None, None]:
+    """Yields ids_BS, int32 [batch_size, seq_len + 1], of `step`, `step` + 1, …"""
+    ...
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Recovered:
+  """A recovered model, and what it took; restarts count together, but for the compilation."""
+
+  model: Llama
+  steps: int
+  # Tokens predicted.
+  tokens: int
+  # Seconds in which steps ran.
+  seconds: float
+  compile_seconds: float
+  tokens_per_second: float
+  # Mean loss of the first and of the last step's batch, in nats a token.
+  first_loss: float
+  last_loss: float
+
+
+def recover(
+  model: Llama, batches: Batches, config: RecoverConfig, folder: Path, *, meta: Mapping[str, Any] | None = None
+) -> Recovered:
+  """Trains all weights for `config.steps` steps, from the newest checkpoint in `folder` if there is one.
+
+  `model` is left as it is. `folder` gets `checkpoints/` and `metrics.jsonl`. `meta`, plain JSON, says what is trained
+  on what; every checkpoint keeps it, and a run goes on only where it is the same. Raises JaxchopError on a loss or
+  gradient that is not finite, Preempted or Interrupted after SIGTERM or SIGINT; the last good step is saved before.
+  """
+  identity = json.loads(json.dumps({**(meta or {}), "config": dataclasses.asdict(config)}))
+  compile_seconds = 0.0
+  with stop_signals() as stop:
+    run = Run(model, config, Path(folder), identity)
+    with contextlib.closing(run.curve):
+      try:
+        if run.step < config.steps and stop.asked is None:
+          program, compile_seconds = _compiled(config, run)
+          _train(run, program, batches, stop)
+      except JaxchopError:
+        run.finish()
+        raise
+      run.finish()
+    if stop.asked is not None:
+      kind = Preempted if stop.asked.name == "SIGTERM" else Interrupted
+      where = f"step {run.step} of {config.steps}, saved in {run.checkpoints.folder}"
+      raise kind(f"{stop.asked.name} after {where}; run the same command again to go on")
+  return _result(run, compile_seconds)
+
+
+def _compiled(config: RecoverConfig, run: Run) -> tuple[Callable[..., Any], float]:
+  """Returns the step's program and the seconds it took to compile."""
+  batch = jax.eval_shape(packed, jax.ShapeDtypeStruct((config.batch_size, config.seq_len + 1), jnp.int32))
+  # The results lie where the arguments do, or a resumed run on several devices would be another program.
+  places = jax.tree.map(lambda a: a.sharding, (run.model, run.opt_state))
+  with stage("Compiling the training step", 1, "programs") as bar:
+    step = jax.jit(make_step(config), donate_argnums=(0, 1), out_shardings=(*places, None))
+    program = step.lower(run.model, run.opt_state, batch, jnp.asarray(True)).compile()
+    bar.advance()
+  return program, bar.seconds
+
+
+def _train(run: Run, program: Callable[..., Any], batches: Batches, stop: Stop) -> None:
+  """Runs the steps that are left, or fewer when a signal asks to stop; the last one is settled, not saved."""
+  config = run.config
+  with (
+    stage("Recovering", config.steps - run.step) as bar,
+    contextlib.closing(batches.from_step(run.step)) as records,
+  ):
+    while run.step < config.steps and stop.asked is None:
+      _show(bar, run.dispatch(program, _next(records, run)))
+      run.checkpoints.poll()
+      if run.step % config.checkpoint_every == 0:
+        _show(bar, run.settle())
+        run.save()
+    _show(bar, run.settle())
+
+
+def _next(records: Generator[np.ndarray, None, None], run: Run) -> Batch:
+  """Returns the next batch; raises JaxchopError when it is not what the settings and the model say."""
+  ids_BS, where = next(records, None), f"the batch of step {run.step + 1}"
+  wanted, rows = (run.config.batch_size, run.config.seq_len + 1), run.model.config.vocab_size
+  if ids_BS is None:
+    raise JaxchopError(f"the data ends before {where}; lower recover.steps or give more text")
+  if ids_BS.shape != wanted:
+    raise JaxchopError(f"{where} has shape {list(ids_BS.shape)}, not {list(wanted)}; pack the data for these settings")
+  # A gather would clamp these without a word.
+  if ids_BS.min() < 0 or ids_BS.max() >= rows:
+    raise JaxchopError(f"{where} has tokens outside 0..{rows - 1}; pack the data with this model's tokenizer")
+  return packed(ids_BS)
+
+
+def _show(bar: Bar, line: Mapping[str, Any] | None) -> None:
+  if line is not None:
+    bar.advance(1, f"loss {line['loss']:.3f}, {line['tokens_per_second']:.0f} tokens/s")
+
+
+def _result(run: Run, compile_seconds: float) -> Recovered:
+  steps = run.curve.steps
+  seconds = sum(line["seconds"] for line in steps)
+  return Recovered(
+    model=run.model,
+    steps=run.step,
+    tokens=run.tokens,
+    seconds=seconds,
+    compile_seconds=compile_seconds,
+    tokens_per_second=run.tokens / seconds,
+    first_loss=steps[0]["loss"],
+    last_loss=steps[-1]["loss"],
+  )

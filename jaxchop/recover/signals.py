@@ -1,0 +1,61 @@
+"""SIGINT and SIGTERM as a wish to stop: noticed at once, granted when the caller is at a safe place.
+
+The watching thread hears of a signal even while the main thread is inside a compilation or waits for a device, where
+Python runs no handlers.
+"""
+
+import contextlib
+import logging
+import os
+import signal
+import socket
+import threading
+from collections.abc import Iterator
+
+log = logging.getLogger("jaxchop")
+_WATCHED = (signal.SIGINT, signal.SIGTERM)
+
+
+class Stop:
+  """Which signal has asked to stop, or None."""
+
+  asked: signal.Signals | None = None
+
+
+@contextlib.contextmanager
+def stop_signals() -> Iterator[Stop]:
+  """Notes the first SIGINT or SIGTERM while the block runs; a second one ends the process at once.
+
+  Earlier handlers stand again afterwards. Outside the main thread, where Python allows no handlers, nothing is noted.
+  """
+  stop = Stop()
+  if threading.current_thread() is not threading.main_thread():
+    yield stop
+    return
+  heard, told = socket.socketpair()
+  told.setblocking(False)
+  watcher = threading.Thread(target=_watch, args=(heard, stop), daemon=True)
+  watcher.start()
+  # A handler must be set for the interpreter to write to the socket; what follows from the signal is the watcher's.
+  handlers = {number: signal.signal(number, lambda *_: None) for number in _WATCHED}
+  channel = signal.set_wakeup_fd(told.fileno(), warn_on_full_buffer=False)
+  try:
+    yield stop
+  finally:
+    signal.set_wakeup_fd(channel)
+    for number, handler in handlers.items():
+      signal.signal(number, handler if handler is not None else signal.SIG_DFL)
+    told.close()
+    watcher.join()
+    heard.close()
+
+
+def _watch(heard: socket.socket, stop: Stop) -> None:
+  while told := heard.recv(1):
+    number = told[0]
+    if number not in _WATCHED:
+      continue
+    if stop.asked is not None:
+      os._exit(128 + number)
+    stop.asked = signal.Signals(number)
+    log.warning("%s: saving after the running step; once more ends at once", stop.asked.name)

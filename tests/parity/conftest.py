@@ -1,0 +1,24 @@
+"""The real SmolLM2 in both libraries: transformers reads the GGUF with its own code, not with ours."""
+
+import pytest
+
+PROMPTS = (
+  "The history of the lighthouse on the northern cape begins with a storm.",
+  "def fibonacci(n):\n  if n < 2:\n    return n\n",
+  "Water boils at a lower temperature on a mountain because",
+)
+
+
+@pytest.fixture(scope="session")
+def real(smollm2):
+  """Returns transformers' model, ours, and the prompts' ids."""
+  import torch
+  from transformers import AutoModelForCausalLM
+
+  from jaxchop.hub.load import load_model, open_checkpoint
+  from jaxchop.hub.tokenizer import load_tokenizer
+
+  checkpoint = open_checkpoint(str(smollm2))
+  theirs = AutoModelForCausalLM.from_pretrained(smollm2.parent, gguf_file=smollm2.name, dtype=torch.float32)
+  tokenizer = load_tokenizer(checkpoint)
+  return theirs.eval(), load_model(checkpoint), [tokenizer.encode(prompt) for prompt in PROMPTS]

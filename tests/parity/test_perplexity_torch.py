@@ -1,0 +1,91 @@
+"""Perplexities against transformers' torch models and the code that the papers' numbers come from."""
+
+import math
+
+import numpy as np
+import pytest
+
+from jaxchop.data.sources import Document, documents
+from jaxchop.evaluate.perplexity import Protocol, perplexity
+from jaxchop.hub.load import load_model, open_checkpoint
+from jaxchop.hub.tokenizer import load_tokenizer
+
+torch = pytest.importorskip("torch")
+transformers = pytest.importorskip("transformers")
+pytestmark = pytest.mark.torch
+
+TEXTS = [f"the layers of the list number {n}, größer than before: {'🙂' * (n % 3)}" for n in range(20)]
+DOCUMENTS = [Document(f"a:{n}", text) for n, text in enumerate(TEXTS)]
+
+
+def gptq(model, ids, window):
+  """Non-overlapping windows, mean of their mean losses. Source: GPTQ, llama.py, llama_eval."""
+  losses = []
+  for start in range(0, len(ids) // window * window, window):
+    batch = torch.tensor([ids[start : start + window]])
+    with torch.no_grad():
+      logits = model(batch).logits[:, :-1]
+    losses.append(torch.nn.functional.cross_entropy(logits[0], batch[0, 1:]).double().item())
+  return math.exp(sum(losses) / len(losses))
+
+
+def strided(model, ids, window, stride):
+  """Overlapping windows, each scoring what the one before did not see. Source: transformers' guide on perplexity."""
+  total, count, done = 0.0, 0, 0
+  for start in range(0, len(ids) - window + 1, stride):
+    stop = start + window
+    target = torch.tensor([ids[start:stop]])
+    target[:, : max(done - start, 0)] = -100
+    with torch.no_grad():
+      loss = model(torch.tensor([ids[start:stop]]), labels=target).loss.double().item()
+    scored = int((target[:, 1:] != -100).sum())
+    total, count, done = total + loss * scored, count + scored, stop
+  return math.exp(total / count)
+
+
+def before_every(model, ids, window, bos):
+  """BOS beside the tokens of each window. Source: shortened-llm, dataset.py, process_data with add_bos_to_every."""
+  losses = []
+  for start in range(0, len(ids) // window * window, window):
+    batch = torch.tensor([[bos, *ids[start : start + window]]])
+    with torch.no_grad():
+      logits = model(batch).logits[:, :-1]
+    losses.append(torch.nn.functional.cross_entropy(logits[0], batch[0, 1:]).double().item())
+  return math.exp(sum(losses) / len(losses))
+
+
+def pairs(ours, tokenizer, docs, theirs, window):
+  """(protocol, our perplexity, theirs) of each way to measure."""
+  ids = tokenizer("\n\n".join(doc.text for doc in docs), add_special_tokens=False)["input_ids"]
+  bos = tokenizer.bos_token_id
+  wanted = {
+    Protocol(window=window, stride=window): gptq(theirs, ids, window),
+    Protocol(window=window, stride=window, bos="first"): gptq(theirs, [bos, *ids], window),
+    Protocol(window=window, stride=window, bos="every"): before_every(theirs, ids, window, bos),
+    Protocol(window=window, stride=window // 4): strided(theirs, ids, window, window // 4),
+  }
+  for protocol, value in wanted.items():
+    yield str(protocol), perplexity(ours, tokenizer, docs, protocol, batch_size=3).perplexity, value
+
+
+def test_perplexities_of_a_small_model_are_those_of_torch(tiny_folder):
+  folder = tiny_folder(seed=3)
+  checkpoint = open_checkpoint(str(folder))
+  theirs = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+  for protocol, found, wanted in pairs(
+    load_model(checkpoint), load_tokenizer(checkpoint), DOCUMENTS, theirs, window=32
+  ):
+    assert found == pytest.approx(wanted, rel=1e-5), protocol
+
+
+@pytest.mark.real
+def test_perplexities_of_smollm2_are_those_of_torch(smollm2):
+  checkpoint = open_checkpoint(str(smollm2))
+  theirs = transformers.LlamaForCausalLM(transformers.LlamaConfig(**checkpoint.config)).eval()
+  weights = {name: np.asarray(tensor.read(), np.float32) for name, tensor in checkpoint.tensors.items()}
+  theirs.load_state_dict({name: torch.from_numpy(weight) for name, weight in weights.items()}, strict=False)
+  theirs.tie_weights()
+  topic = [document for document in documents("builtin") if document.name == "builtin:import"]
+  for protocol, found, wanted in pairs(load_model(checkpoint), load_tokenizer(checkpoint), topic, theirs, window=256):
+    assert found == pytest.approx(wanted, rel=1e-4), protocol
+    print(f"{found:.6f} {wanted:.6f} {protocol}")

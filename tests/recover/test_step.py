@@ -1,0 +1,94 @@
+"""One step: the same however it is laid out, and nothing at all when it cannot be right."""
+
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from tiny_run import records, settings, tiny_model
+
+from jaxchop.errors import UsageError
+from jaxchop.model.tree import flatten
+from jaxchop.recover.objective import Batch, packed
+from jaxchop.recover.step import init_optimizer, make_step, mean_loss_and_gradient
+
+WAYS = list(itertools.product(["scan", "unrolled"], [False, True], [1, 2, 4]))
+
+
+def uneven() -> Batch:
+  """A batch whose micro-batches hold different numbers of tokens."""
+  ids = records(3)
+  return Batch(ids, (np.arange(12) < np.array([[12], [7], [1], [5]])).astype(np.float32))
+
+
+def stepped(batch: Batch, *, go: bool = True, steps: int = 1, **changes: object):
+  config, model = settings(**changes), tiny_model()
+  opt_state, step = init_optimizer(config, model), jax.jit(make_step(config))
+  for _ in range(steps):
+    model, opt_state, metrics = step(model, opt_state, batch, go)
+  return model, opt_state, metrics
+
+
+@pytest.fixture(scope="module")
+def reference():
+  return stepped(uneven())
+
+
+@pytest.mark.parametrize(("layout", "remat", "accumulate"), WAYS)
+def test_every_way_to_compute_a_step_gives_the_same(reference, layout: str, remat: bool, accumulate: int) -> None:
+  _, state, metrics = stepped(uneven(), layout=layout, remat=remat, accumulate=accumulate)
+  np.testing.assert_allclose(metrics.loss, reference[2].loss, rtol=2e-6)
+  np.testing.assert_allclose(metrics.grad_norm, reference[2].grad_norm, rtol=1e-5)
+  for name, moment in flatten(state[1].mu).items():
+    # The first moment after one step is a tenth of the clipped gradient.
+    np.testing.assert_allclose(moment, flatten(reference[1][1].mu)[name], rtol=1e-4, atol=2e-7, err_msg=name)
+
+
+def test_micro_batches_count_by_their_tokens() -> None:
+  sizes = {1: jnp.float32(2), 7: jnp.float32(10)}
+
+  def loss_of(model, batch):
+    return jnp.sum(batch.weight * model["w"] * batch.ids[:, 1:])
+
+  batch = Batch(np.array([[0, 1, 1], [0, 7, 7]]), np.array([[1.0, 1.0], [1.0, 0.0]], np.float32))
+  for accumulate in (1, 2):
+    loss, grads = mean_loss_and_gradient(loss_of, {"w": sizes[1]}, batch, accumulate)
+    assert loss == pytest.approx(2 * (1 + 1 + 7) / 3) and grads["w"] == pytest.approx(9 / 3)
+
+
+@pytest.mark.parametrize("weight", [np.nan, np.inf, 0.0])
+def test_a_step_that_is_not_finite_changes_nothing(weight: float) -> None:
+  batch = packed(records(0))._replace(weight=np.full((4, 12), weight, np.float32))
+  model, opt_state, metrics = stepped(batch)
+  assert not metrics.applied
+  jax.tree.map(np.testing.assert_array_equal, model, tiny_model())
+  jax.tree.map(np.testing.assert_array_equal, opt_state, init_optimizer(settings(), tiny_model()))
+
+
+def test_a_step_behind_one_that_was_not_applied_changes_nothing() -> None:
+  model, _, metrics = stepped(packed(records(0)), go=False)
+  assert not metrics.applied and np.isfinite(metrics.loss)
+  jax.tree.map(np.testing.assert_array_equal, model, tiny_model())
+
+
+def test_an_infinite_gradient_of_a_finite_loss_is_noticed() -> None:
+  model, config = tiny_model(), settings()
+  # The root of the mean square is so small that its derivative overflows, while the norm's output does not.
+  model.norm.scale.set_value(model.norm.scale[...] * 1e38)
+  _, _, metrics = jax.jit(make_step(config))(model, init_optimizer(config, model), packed(records(0)))
+  assert not metrics.applied
+
+
+def test_the_loss_falls_on_what_can_be_learned() -> None:
+  first, last = (stepped(packed(records(0)), steps=n)[2].loss for n in (1, 15))
+  assert last < 0.8 * first
+
+
+def test_the_learning_rate_told_is_the_one_used() -> None:
+  assert stepped(packed(records(0)), steps=3)[2].learning_rate == pytest.approx(1e-2 * 3 / 4)
+
+
+def test_accumulation_must_divide_the_batch() -> None:
+  with pytest.raises(UsageError, match=r"recover\.accumulate is 3.*recover\.batch_size 4"):
+    make_step(settings(accumulate=3))

@@ -1,0 +1,69 @@
+"""A tiny recovery, as a library for the tests beside it and as a program whose end they bring about.
+
+`python tiny_run.py FOLDER [SIGNAL STEP]` trains, and sends itself SIGNAL while STEP's batch is being read.
+"""
+
+import logging
+import os
+import signal
+import sys
+from collections.abc import Generator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from flax import nnx
+
+from jaxchop.config import OptimizerConfig, RecoverConfig
+from jaxchop.errors import JaxchopError
+from jaxchop.model.config import LlamaConfig
+from jaxchop.model.llama import Llama
+from jaxchop.recover.loop import recover
+
+CONFIG = LlamaConfig(
+  vocab_size=61, width=16, mlp_width=24, heads=4, kv_heads=2, head_dim=6, norm_eps=1e-5, max_positions=64, tied=True
+)
+
+
+def tiny_model(layers: int = 3, seed: int = 0, config: LlamaConfig = CONFIG) -> Llama:
+  return Llama(config, layers, rngs=nnx.Rngs(seed))
+
+
+def settings(**changes: Any) -> RecoverConfig:
+  optimizer = OptimizerConfig(learning_rate=1e-2, warmup_steps=4)
+  return RecoverConfig(**{"steps": 20, "seq_len": 12, "checkpoint_every": 5, "optimizer": optimizer, **changes})
+
+
+def records(step: int, rows: int = 4, size: int = 13) -> np.ndarray:
+  """The batch of a step: sequences that count upwards, so that there is something to learn."""
+  start = np.random.default_rng(step).integers(0, CONFIG.vocab_size, (rows, 1))
+  return ((start + np.arange(size)) % CONFIG.vocab_size).astype(np.int32)
+
+
+class Records:
+  """Batches without end, which send `number` to this process while the batch of `at` is being read."""
+
+  def __init__(self, number: int = 0, at: int = -1):
+    self.number, self.at = number, at
+
+  def from_step(self, step: int) -> Generator[np.ndarray, None, None]:
+    while True:
+      if step == self.at:
+        os.kill(os.getpid(), self.number)
+      yield records(step)
+      step += 1
+
+
+def main(folder: str, number: str = "0", at: str = "-1") -> int:
+  logging.basicConfig(level=logging.INFO, stream=sys.stderr)
+  number = signal.Signals[number] if number != "0" else 0
+  try:
+    recover(tiny_model(), Records(number, int(at)), settings(), Path(folder), meta={"data": "count"})
+  except JaxchopError as error:
+    print(error, file=sys.stderr)
+    return error.exit_code
+  return 0
+
+
+if __name__ == "__main__":
+  sys.exit(main(*sys.argv[1:]))
