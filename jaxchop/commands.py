@@ -1,6 +1,7 @@
 """What each sub-command does: opens what it names, calls one room, returns an object that JSON can hold."""
 
 import dataclasses
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from jaxchop.describe import describe
 from jaxchop.errors import UsageError
 from jaxchop.evaluate.measure import measure
 from jaxchop.evaluate.speed import compare_speed
-from jaxchop.files import read_json, write_json
+from jaxchop.files import write_json
 from jaxchop.hub.rewrite import prune_checkpoint
 from jaxchop.model.generate import Sampling
 from jaxchop.model.generate import generate as continue_prompts
@@ -19,6 +20,7 @@ from jaxchop.pipeline import Job, recovered, spent_on
 from jaxchop.pipeline import run as run_recipe
 from jaxchop.prune import plan as plans
 from jaxchop.prune.plan import Plan
+from jaxchop.prune.score import read_scores
 from jaxchop.report.page import write_report
 from jaxchop.subject import Subject
 
@@ -71,13 +73,13 @@ def read_or_make_plan(subject: Subject, options: Any) -> Plan:
         f"{options.plan}: made for a model of {plan.layers} layers, {subject.name} has {subject.checkpoint.layers}"
       )
     return plan
-  if settings.criterion is None:
-    return stages.plan(subject, settings, options.export, None)
-  if options.scores:
-    found = read_json(Path(options.scores))
-  else:
+
+  def found() -> Mapping[str, Any]:
+    if options.scores:
+      return read_scores(Path(options.scores))
     criteria = (settings.criterion,)
-    found = stages.scores(subject, subject.load(), read_splits(options.data), options.score, criteria, options.data)
+    return stages.scores(subject, subject.load(), read_splits(options.data), options.score, criteria, options.data)
+
   return stages.plan(subject, settings, options.export, found)
 
 
@@ -157,7 +159,8 @@ def _prompt_ids(subject: Subject, text: str, chat: bool) -> list[int]:
   if not subject.tokenizer.chat_template:
     raise UsageError(f"{subject.name} has no chat template; leave out --chat")
   messages = [{"role": "user", "content": text}]
-  return subject.tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
+  rendered = subject.tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+  return subject.tokenizer.encode(str(rendered), add_special_tokens=False)
 
 
 def _settings(kind: type, options: Any) -> Any:

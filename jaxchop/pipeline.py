@@ -5,9 +5,9 @@ The whole model is held only until the pruned one is cut from it and both are me
 
 import dataclasses
 import functools
+import logging
 import math
 import resource
-import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -35,6 +35,8 @@ from jaxchop.run_folder import RunFolder, standing
 from jaxchop.subject import Subject
 from jaxchop.versions import machine, versions
 
+log = logging.getLogger("jaxchop")
+
 
 class Job:
   """A recipe, its run folder, and what several stages share, opened when first needed."""
@@ -55,18 +57,18 @@ class Job:
   @functools.cached_property
   def plan(self) -> Plan:
     """Which layers stay: plan.json, from scores.json where a criterion chooses."""
-    recipe, found = self.recipe, None
-    if recipe.prune.criterion is not None:
-      criteria = tuple(dict.fromkeys((*recipe.score.criteria, recipe.prune.criterion)))
-      key = self.subject.identity, digest(self.texts.calibration), recipe.score, criteria
-      found = standing(
-        self.folder.scores,
-        key,
-        lambda: stages.scores(self.subject, self.whole, self.texts, recipe.score, criteria, recipe.data),
-      )
-    plan = stages.plan(self.subject, recipe.prune, recipe.export, found)
+    plan = stages.plan(self.subject, self.recipe.prune, self.recipe.export, self._scores)
     write_json(self.folder.plan, plans.to_json(plan))
     return plan
+
+  def _scores(self) -> dict[str, Any]:
+    recipe, subject = self.recipe, self.subject
+    criteria = tuple(dict.fromkeys((*recipe.score.criteria, *filter(None, (recipe.prune.criterion,)))))
+    return standing(
+      self.folder.scores,
+      (subject.identity, digest(self.texts.calibration), recipe.score, criteria),
+      lambda: stages.scores(subject, self.whole, self.texts, recipe.score, criteria, recipe.data),
+    )
 
 
 def run(recipe: Recipe) -> dict[str, Any]:
@@ -79,6 +81,7 @@ def run(recipe: Recipe) -> dict[str, Any]:
   with job.folder.locked():
     text = yaml.safe_dump(dataclasses.asdict(recipe), sort_keys=False)
     write_text(job.folder.recipe, text)
+    log.info("%s: %s", job.subject.name, job.plan.words)
     models = {
       "original": measured(job, "original", lambda: job.whole),
       "pruned": measured(job, "pruned", lambda: keep_layers(job.whole, job.plan.keep)),
@@ -228,5 +231,8 @@ def gap_closed(original: float, pruned: float, recovered: float) -> float | None
 
 def peak_memory() -> int:
   """Returns the most host memory this process has held, in bytes."""
-  unit = 1 if sys.platform == "darwin" else 1024
-  return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+  status = Path("/proc/self/status")
+  if status.exists():
+    # Linux hands `ru_maxrss` down from the process that started this one.
+    return 1024 * int(next(line for line in status.read_text().splitlines() if line.startswith("VmHWM")).split()[1])
+  return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

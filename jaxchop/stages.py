@@ -1,6 +1,6 @@
 """What the sub-commands and the pipeline do with an opened model: score it, plan, measure it, write it."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +10,7 @@ from jaxchop.config import Criterion, DataConfig, ExportConfig, PruneConfig, Sco
 from jaxchop.data.sources import digest
 from jaxchop.data.split import Splits
 from jaxchop.data.windows import first_windows
+from jaxchop.errors import UsageError
 from jaxchop.hub.builtin import BUILTIN, MODEL_CARD
 from jaxchop.hub.check import CheckReport, check_in_fresh_process
 from jaxchop.hub.export import Exported, config_dtype, export_model
@@ -39,16 +40,30 @@ def scores(
   return scoring.to_json(found, model=subject.identity, data=about)
 
 
-def plan(subject: Subject, config: PruneConfig, export: ExportConfig, found: Mapping[str, Any] | None) -> Plan:
-  """Returns which layers stay by `config`, from the content of a scores.json where a criterion chooses."""
-  choice = choose(config, sizes(subject, export), scoring.from_json(found) if found else {})
+def plan(subject: Subject, config: PruneConfig, export: ExportConfig, found: Callable[[], Mapping[str, Any]]) -> Plan:
+  """Returns which layers stay by `config`; where a criterion chooses, `found` gives the content of a scores.json."""
+  about: dict[str, Any] = {}
+
+  def score_of(criterion: Criterion) -> scoring.Score:
+    content = found()
+    about.update(content["data"])
+    scores = scoring.from_json(content)
+    if criterion not in scores:
+      raise UsageError(f"prune.criterion: the scores hold {', '.join(scores)}, not {criterion}; score it first")
+    if len(scores[criterion].per_layer) != subject.checkpoint.layers:
+      raise UsageError(
+        f"the scores are of {len(scores[criterion].per_layer)} layers, {subject.name} has {subject.checkpoint.layers}"
+      )
+    return scores[criterion]
+
+  choice = choose(config, sizes(subject, export), score_of)
   return Plan(
     source=subject.identity,
     layers=subject.checkpoint.layers,
     keep=choice.keep,
     criterion=choice.criterion,
     definition=choice.definition,
-    data=found["data"] if found and config.criterion else None,
+    data=about or None,
   )
 
 
@@ -67,10 +82,17 @@ def sizes(subject: Subject, export: ExportConfig) -> Sizes:
 
 def card(subject: Subject, plan: Plan, *, summary: Mapping[str, Any] | None = None, recipe: str = "") -> str:
   """Returns the model card of what the plan leaves of a model, with results where `summary` has them."""
-  known = MODEL_CARD if subject.checkpoint.name == BUILTIN else {}
-  hub_id = subject.checkpoint.name.partition("@")[0] if subject.checkpoint.revision else None
-  name = f"{Path(known.get('base_model') or subject.checkpoint.name).name}-{len(plan.keep)}-layers"
-  return model_card(name=name, plan=to_json(plan), **({"base_model": hub_id} | known), summary=summary, recipe=recipe)
+  checkpoint = subject.checkpoint
+  builtin = checkpoint.name == BUILTIN
+  base = MODEL_CARD["base_model"] if builtin else checkpoint.name.partition("@")[0] if checkpoint.revision else None
+  return model_card(
+    name=f"{Path(base or checkpoint.name).name}-{len(plan.keep)}-layers",
+    plan=to_json(plan),
+    base_model=base,
+    license=MODEL_CARD["license"] if builtin else None,
+    summary=summary,
+    recipe=recipe,
+  )
 
 
 def write(

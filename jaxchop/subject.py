@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import jax.numpy as jnp
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerFast
 
 from jaxchop.hub.check import load_reference as hub_reference
 from jaxchop.hub.checkpoint import Checkpoint
@@ -39,7 +39,7 @@ class Subject:
     return self.plan.keep if self.plan else tuple(range(self.checkpoint.layers))
 
   @functools.cached_property
-  def tokenizer(self) -> PreTrainedTokenizerBase:
+  def tokenizer(self) -> PreTrainedTokenizerFast:
     return load_tokenizer(self.checkpoint)
 
   @functools.cached_property

@@ -41,5 +41,5 @@ def continuations(
   """Returns how the model continues each prompt, greedily: [{"prompt": ..., "continuation": ...}]."""
   ids = [tokenizer.encode(prompt) for prompt in prompts]
   new = generate(model, ids, max_new_tokens=tokens, eos=eos)
-  texts = [tokenizer.decode(part, skip_special_tokens=True) for part in new]
+  texts = [str(tokenizer.decode(part, skip_special_tokens=True)) for part in new]
   return [{"prompt": prompt, "continuation": text} for prompt, text in zip(prompts, texts, strict=True)]

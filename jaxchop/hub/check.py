@@ -112,11 +112,11 @@ def check_in_fresh_process(
   # This process may hold the accelerator, and float32 means float32 on the CPU.
   done = subprocess.run(command, stdout=subprocess.PIPE, env={**os.environ, "JAX_PLATFORMS": "cpu"})
   try:
-    answer = json.loads(done.stdout)
-  except ValueError as error:
+    answer = json.loads(done.stdout.splitlines()[-1])
+  except (ValueError, IndexError) as error:
     raise JaxchopError(f"check of {folder}: its process ended with {done.returncode} and without a report") from error
   if "error" in answer:
-    raise JaxchopError(answer["error"])
+    raise (UsageError if done.returncode == UsageError.exit_code else JaxchopError)(answer["error"])
   return CheckReport.from_dict(answer)
 
 
@@ -178,23 +178,23 @@ def _against_source(
 ) -> Iterator[Line]:
   about = facts.manifest or {}
   origin, trained_as = about.get("source", {}), about.get("provenance", {}).get("reference")
-  name = source or trained_as or origin.get("name")
+  name, revisions = source or trained_as or origin.get("name"), {origin.get("name"): origin.get("revision")}
   if name is None:
     yield Line(
       name="source", ok=None, detail=f"not compared: there is no {MANIFEST} that names a source; name one with --source"
     )
     return
-  revision = origin.get("revision") if name == origin.get("name") else None
   try:
-    model = _rounded(reference(name, revision, about.get("keep")), checkpoint)
+    model = _rounded(reference(name, revisions.get(name), about.get("keep")), checkpoint)
     gap = _largest(full_logits(model, ids_T), logits_TV)
     detail = f"largest difference from {name} {gap:.2e} (at most {SOURCE_TOLERANCE:.0e}) over {len(ids_T)} positions"
     yield Line(name="source", ok=gap <= SOURCE_TOLERANCE, detail=detail)
     del model
   except JaxchopError as error:
     yield Line(name="source", ok=False, detail=f"not compared: {error}")
-  if not trained_as and facts.manifest:
-    yield _carried(facts, name, revision)
+  if origin.get("name"):
+    given = origin["name"] if trained_as else name
+    yield _carried(facts, given, revisions.get(given))
 
 
 def _carried(facts: Facts, name: str, revision: str | None) -> Line:
@@ -240,9 +240,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     reference = getattr(importlib.import_module(module), function)
     report = check(options.folder, source=options.source, reference=reference)
   except JaxchopError as error:
-    sys.stdout.write(json.dumps({"error": str(error)}))
+    sys.stdout.write(json.dumps({"error": str(error)}) + "\n")
     return error.exit_code
-  sys.stdout.write(json.dumps(report.to_dict()))
+  sys.stdout.write(json.dumps(report.to_dict()) + "\n")
   return 0 if report.ok else 1
 
 

@@ -1,5 +1,6 @@
 """A model becomes a stock Hugging Face folder, tensor by tensor, and the folder appears whole or not at all."""
 
+import collections
 import dataclasses
 import json
 import logging
@@ -19,14 +20,25 @@ from jaxchop.hub.checkpoint import WEIGHT_DTYPES, Checkpoint
 from jaxchop.hub.hf_config import cut_config, parse_config
 from jaxchop.hub.manifest import manifest
 from jaxchop.hub.safetensors import DTYPES, INDEX
-from jaxchop.hub.staging import MANIFEST, staged, write_file
-from jaxchop.hub.writer import BLOCK_BYTES, MAX_SHARD_SIZE, Planned, Source, Written, blocks, cast, write_tensors
+from jaxchop.hub.staging import MANIFEST, check_target, staged, write_file
+from jaxchop.hub.writer import (
+  BLOCK_BYTES,
+  MAX_SHARD_SIZE,
+  Planned,
+  Source,
+  Written,
+  blocks,
+  cast,
+  plan_shards,
+  write_tensors,
+)
 from jaxchop.model.llama import Llama
 from jaxchop.model.tree import flatten
 
 log = logging.getLogger("jaxchop")
 # What a GGUF file becomes: its quantised blocks have no element type of their own.
 _DTYPE_OF_GGUF = "bfloat16"
+_HALVES = ("float16", "bfloat16")
 _TEMPLATE = "chat_template.jinja"
 _HEADER_NAMES = {dtype.name: name for name, dtype in DTYPES.items()}
 
@@ -62,43 +74,50 @@ def export_model(
   """Writes a model that was made of the layers `keep` of `checkpoint`, as a Hugging Face folder `out`.
 
   One tensor at a time is on the host, wherever the model's arrays lie; with several processes all must call it, and
-  process 0 writes. `dtype` None keeps each tensor's source dtype (bfloat16 for GGUF). Rows that pad the vocabulary are
-  cut off. `provenance` goes into jaxchop.json; its key "reference" names what the weights equal when that is no longer
-  the source. Raises JaxchopError, naming the tensor, on values that are not finite.
+  process 0 writes. `dtype` None keeps each tensor's source dtype (GGUF: see `config_dtype`). Rows that pad the
+  vocabulary are cut off. `provenance` goes into jaxchop.json; its key "reference" names what the weights equal when
+  that is no longer the source. Raises JaxchopError, naming the tensor, on values that are not finite.
   """
   keep = names.checked_keep(keep, checkpoint.layers)
   if len(model.layers) != len(keep):
     raise UsageError(f"the model has {len(model.layers)} layers, but its keep-list names {len(keep)}")
   config = cut_config(checkpoint.config, keep, tied=model.config.tied, dtype=config_dtype(checkpoint, dtype))
-  leaves = {names.hf_name(name): (names.transposed(name), leaf) for name, leaf in flatten(model).items()}
+  leaves = {names.hf_name(name): leaf for name, leaf in flatten(model).items()}
   planned = plan(checkpoint, keep, config, dtype)
   if wrong := sorted({tensor.name for tensor in planned} ^ set(leaves)):
     raise JaxchopError(
       f"tensor {wrong[0]} is in only one of the model and {checkpoint.name}'s config; export needs both alike"
     )
 
-  def source(tensor: Planned) -> Iterator[np.ndarray]:
-    transposed, leaf = leaves[tensor.name]
-    array = on_host(leaf)
-    return _rows(array.T if transposed else array, tensor)
+  # Before the first tensor, and in every process: the others must not wait for one that was refused.
+  check_target(out, overwrite=overwrite, source=checkpoint.path)
+  order = [tensor.name for shard in plan_shards(planned, max_shard_size).values() for tensor in shard]
+  arrays = (on_host(leaves[name]) for name in order)
 
-  if jax.process_index():
-    for tensor in planned:
-      on_host(leaves[tensor.name][1])
-    return _summary(Path(out), (), planned, config, checkpoint)
-  return write_folder(
-    checkpoint,
-    out,
-    keep=keep,
-    config=config,
-    planned=planned,
-    source=source,
-    source_digest=lambda written: checkpoint.digest(),
-    max_shard_size=max_shard_size,
-    overwrite=overwrite,
-    readme=readme,
-    provenance=provenance,
-  )
+  def source(tensor: Planned) -> Iterator[np.ndarray]:
+    array = next(arrays)
+    return _rows(array.T if names.transposed(names.dotted_name(tensor.name)) else array, tensor)
+
+  try:
+    if jax.process_index():
+      return _summary(Path(out), (), planned, config, checkpoint)
+    return write_folder(
+      checkpoint,
+      out,
+      keep=keep,
+      config=config,
+      planned=planned,
+      source=source,
+      source_digest=lambda written: checkpoint.digest(),
+      max_shard_size=max_shard_size,
+      overwrite=overwrite,
+      readme=readme,
+      provenance=provenance,
+    )
+  finally:
+    # Gathering is every process's work; one that stopped early would leave the others waiting.
+    if jax.process_count() > 1:
+      collections.deque(arrays, maxlen=0)
 
 
 def write_folder(
@@ -145,7 +164,7 @@ def plan(checkpoint: Checkpoint, keep: Sequence[int], config: dict[str, Any], dt
   """Returns the tensors that an export with this config holds: embedding, layer after layer, norm, head."""
   shapes = names.expected(parse_config(config, "config.json"), len(keep))
   own = {new: tensor.dtype.name for name, tensor in checkpoint.tensors.items() if (new := names.renumber(name, keep))}
-  common = dtype or (_DTYPE_OF_GGUF if _quantised(checkpoint) else None)
+  common = config_dtype(checkpoint, dtype)
 
   def place(name: str) -> float:
     layer = names.layer_of(name)
@@ -159,10 +178,16 @@ def plan(checkpoint: Checkpoint, keep: Sequence[int], config: dict[str, Any], dt
 
 
 def config_dtype(checkpoint: Checkpoint, dtype: str | None) -> str | None:
-  """Returns the dtype that config.json will state, None for the source's; raises UsageError on an unknown one."""
+  """Returns the dtype to write, None for each tensor's own; raises UsageError on one that cannot be written.
+
+  A GGUF file of mostly float16 or bfloat16 weights stays that, any other becomes bfloat16.
+  """
   if dtype is not None and dtype not in WEIGHT_DTYPES:
     raise UsageError(f"dtype {dtype} cannot be written; choose one of {', '.join(WEIGHT_DTYPES)}")
-  return dtype or (_DTYPE_OF_GGUF if _quantised(checkpoint) else None)
+  if dtype is None and checkpoint.path.is_file():
+    main = checkpoint.config.get("dtype")
+    return main if main in _HALVES else _DTYPE_OF_GGUF
+  return dtype
 
 
 def carried(checkpoint: Checkpoint) -> dict[str, Path | bytes]:
@@ -192,10 +217,6 @@ def _rows(array: np.ndarray, tensor: Planned) -> Iterator[np.ndarray]:
   step = max(1, BLOCK_BYTES // (math.prod(tensor.shape[1:]) * 4))
   for start in range(0, rows, step):
     yield from blocks(cast(array[start : min(start + step, rows)], dtype))
-
-
-def _quantised(checkpoint: Checkpoint) -> bool:
-  return checkpoint.path.is_file()
 
 
 def _summary(

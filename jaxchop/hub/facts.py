@@ -76,6 +76,9 @@ def _manifest(content: dict[str, Any], where: str) -> dict[str, Any] | None:
   for key in ("source", "provenance", "tensors"):
     if not isinstance(content.get(key, {}), dict):
       raise JaxchopError(f"{where}: {key} is not an object; the file was changed, export again")
+  keep = content.get("keep", [])
+  if not isinstance(keep, list) or not all(type(layer) is int for layer in keep):
+    raise JaxchopError(f"{where}: keep is not a list of layers; the file was changed, export again")
   return content or None
 
 

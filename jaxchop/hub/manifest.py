@@ -24,12 +24,9 @@ def manifest(
   provenance: Mapping[str, Any],
 ) -> bytes:
   """Returns the content of jaxchop.json; `provenance` is what the caller knows of how the weights came about."""
-  source = {
-    "name": checkpoint.name,
-    "revision": checkpoint.revision,
-    "digest": source_digest,
-    "layers": checkpoint.layers,
-  }
+  # The commit says what a branch or tag in the name may cease to say.
+  name = checkpoint.name.partition("@")[0] if checkpoint.revision else checkpoint.name
+  source = {"name": name, "revision": checkpoint.revision, "digest": source_digest, "layers": checkpoint.layers}
   content = {
     "format": _FORMAT,
     "source": source,

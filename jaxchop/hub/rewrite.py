@@ -28,7 +28,8 @@ def prune_checkpoint(
 ) -> Exported:
   """Writes the model with only its layers `keep` to the Hugging Face folder `out`, in a few megabytes of memory.
 
-  Tensors keep their bytes; a GGUF file is dequantised tensor by tensor to bfloat16, and `dtype` asks for another type.
+  Tensors keep their bytes; a GGUF file is dequantised tensor by tensor (to bfloat16, see `config_dtype`), and `dtype`
+  asks for another type.
   Raises JaxchopError, naming the tensor, on values that are not finite.
   """
   keep = names.checked_keep(keep, checkpoint.layers)

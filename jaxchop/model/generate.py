@@ -103,8 +103,8 @@ class _State(NamedTuple):
   step: jax.Array
   tokens: jax.Array
   # How many of a row's tokens count: those up to its end.
-  counts_B: jax.Array
-  done_B: jax.Array
+  counts: jax.Array
+  done: jax.Array
   cache: Cache
 
 
@@ -129,13 +129,13 @@ def _continue(
     return _State(
       step=state.step + 1,
       tokens=jax.lax.dynamic_update_slice_in_dim(state.tokens, token_B[:, None], state.step, axis=1),
-      counts_B=state.counts_B + ~state.done_B,
-      done_B=state.done_B | jnp.isin(token_B, eos_E),
+      counts=state.counts + ~state.done,
+      done=state.done | jnp.isin(token_B, eos_E),
       cache=cache,
     )
 
   def going(state: _State) -> jax.Array:
-    return (state.step < limit) & ~state.done_B.all()
+    return (state.step < limit) & ~state.done.all()
 
   def one(state: _State) -> _State:
     last_B = jax.lax.dynamic_index_in_dim(state.tokens, state.step - 1, axis=1, keepdims=False)
@@ -145,7 +145,7 @@ def _continue(
   tokens, counts_B = jnp.zeros((rows, room), jnp.int32), jnp.zeros(rows, jnp.int32)
   first = emit(_State(jnp.int32(0), tokens, counts_B, counts_B > 0, cache), logits_BV, cache)
   last = jax.lax.while_loop(going, one, first)
-  return last.tokens, last.counts_B
+  return last.tokens, last.counts
 
 
 def choose(logits_BV: jax.Array, keys_B: jax.Array, sampling: Sampling) -> jax.Array:

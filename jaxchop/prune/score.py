@@ -5,6 +5,7 @@ Higher means more important. Shapes: N calibration windows, B windows at once, T
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -13,6 +14,7 @@ import numpy as np
 
 from jaxchop.config import Criterion
 from jaxchop.errors import JaxchopError
+from jaxchop.files import read_json
 from jaxchop.model.llama import Llama
 from jaxchop.progress import stage
 from jaxchop.prune import activations, removal
@@ -101,6 +103,17 @@ def from_json(content: Mapping[str, Any]) -> dict[str, Score]:
     )
     for name, entry in content["criteria"].items()
   }
+
+
+def read_scores(path: Path) -> dict[str, Any]:
+  """Returns the content of a scores.json; raises JaxchopError, naming the file, when it is none."""
+  content = read_json(path)
+  try:
+    from_json(content)
+    dict(content["data"])
+  except (KeyError, TypeError, ValueError) as error:
+    raise JaxchopError(f"{path}: not a scores.json ({error!r}); write one with `jaxchop score`") from error
+  return content
 
 
 def _over_batches(

@@ -1,9 +1,9 @@
 """From a wish to a keep-list: how many layers go, and which."""
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
 
-from jaxchop.config import PruneConfig
+from jaxchop.config import Criterion, PruneConfig
 from jaxchop.errors import UsageError
 from jaxchop.prune.layers import parse_layers, without
 from jaxchop.prune.patterns import removed_by
@@ -36,8 +36,11 @@ class Choice:
   definition: str
 
 
-def choose(settings: PruneConfig, sizes: Sizes, scores: Mapping[str, Score]) -> Choice:
-  """Returns what `settings` ask for. Raises UsageError when they say too little, too much or the impossible."""
+def choose(settings: PruneConfig, sizes: Sizes, score_of: Callable[[Criterion], Score]) -> Choice:
+  """Returns what `settings` ask for; `score_of` is asked once the wish has proven possible, as scoring takes long.
+
+  Raises UsageError when the settings say too little, too much or the impossible.
+  """
   explicit = [name for name in ("drop", "keep", "pattern", "criterion") if getattr(settings, name) is not None]
   if len(explicit) != 1:
     given = f"not {' and '.join(explicit)}" if explicit else "none is set"
@@ -64,7 +67,7 @@ def choose(settings: PruneConfig, sizes: Sizes, scores: Mapping[str, Score]) -> 
     words = f"{settings.pattern} order" + (f", seed {settings.seed}" if settings.pattern == "random" else "")
     return Choice(keep=without(drop, sizes.layers), criterion=settings.pattern, definition=words)
   assert settings.criterion is not None
-  chosen = scores[settings.criterion]
+  chosen = score_of(settings.criterion)
   drop = lowest(chosen.per_layer, candidates, count)
   return Choice(keep=without(drop, sizes.layers), criterion=chosen.name, definition=chosen.definition)
 

@@ -161,12 +161,13 @@ def test_shards_of_a_model_on_several_devices_come_together(tiny_folder, tmp_pat
   assert contents(tmp_path / "sharded") == contents(tmp_path / "plain")
 
 
-# One of two processes, each with one device that holds half of every matrix.
+# One of two processes, each with one device that holds half of every matrix: two refusals, then an export.
 PROCESS = """
 import sys
 import jax
-index, port, source, out = int(sys.argv[1]), *sys.argv[2:]
+index, port, source, out, taken = int(sys.argv[1]), *sys.argv[2:]
 jax.distributed.initialize(f"localhost:{port}", num_processes=2, process_id=index)
+from jaxchop.errors import JaxchopError, UsageError
 from jaxchop.hub.export import export_model
 from jaxchop.hub.load import load_model, open_checkpoint
 mesh = jax.make_mesh((2,), ("x",), axis_types=(jax.sharding.AxisType.Explicit,))
@@ -175,15 +176,24 @@ checkpoint = open_checkpoint(source)
 model = load_model(checkpoint, sharding=spec)
 assert not model.embedding[...].is_fully_addressable
 about = {"readme": "# Smaller\\n", "provenance": {"recipe": "by hand", "reference": "runs/mine"}}
-export_model(model, checkpoint, out, keep=range(checkpoint.layers), **about)
+def export(model, out):
+  try:
+    export_model(model, checkpoint, out, keep=range(checkpoint.layers), **about)
+  except JaxchopError as error:
+    return type(error).__name__
+assert export(model, taken) == "UsageError"
+diverged = jax.tree.map(lambda leaf: leaf + float("nan"), model)
+assert export(diverged, out) == (None if index else "JaxchopError")
+assert export(model, out) is None
 """
 
 
-def test_two_processes_write_one_folder(tiny_folder, tmp_path, free_port):
+def test_two_processes_write_one_folder_and_never_wait_for_one_that_failed(tiny_folder, tmp_path, free_port):
   source = tiny_folder(dtype="bfloat16")
-  command = [sys.executable, "-c", PROCESS]
-  rest = [str(free_port), str(source), str(tmp_path / "two")]
-  processes = [subprocess.Popen([*command, str(index), *rest]) for index in range(2)]
+  (tmp_path / "taken").mkdir()
+  (tmp_path / "taken" / "thesis.tex").write_text("years of work")
+  rest = [str(free_port), str(source), str(tmp_path / "two"), str(tmp_path / "taken")]
+  processes = [subprocess.Popen([sys.executable, "-c", PROCESS, str(index), *rest]) for index in range(2)]
   assert [process.wait(300) for process in processes] == [0, 0]
   checkpoint = open_checkpoint(str(source))
   export_model(load_model(checkpoint), checkpoint, tmp_path / "one", keep=ALL, **ABOUT)

@@ -163,10 +163,10 @@ def test_no_setting_is_so_wrong_that_it_cannot_be_judged(folder, value):
     assert all(isinstance(line.ok, bool) for line in (*lint(wrong), *targets(wrong)))
 
 
-@pytest.mark.parametrize("key", ["source", "provenance", "tensors"])
+@pytest.mark.parametrize("key", ["source", "provenance", "tensors", "keep"])
 def test_a_damaged_jaxchop_json_is_refused_by_name(folder, key):
-  edit(folder, lambda content: content.update({key: [1]}), "jaxchop.json")
-  with pytest.raises(JaxchopError, match=f"jaxchop.json: {key} is not an object"):
+  edit(folder, lambda content: content.update({key: ["x"]}), "jaxchop.json")
+  with pytest.raises(JaxchopError, match=f"jaxchop.json: {key} is not"):
     read_facts(folder)
 
 

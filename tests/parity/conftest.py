@@ -12,13 +12,12 @@ PROMPTS = (
 @pytest.fixture(scope="session")
 def real(smollm2):
   """Returns transformers' model, ours, and the prompts' ids."""
-  import torch
-  from transformers import AutoModelForCausalLM
+  import torch_llama
 
   from jaxchop.hub.load import load_model, open_checkpoint
   from jaxchop.hub.tokenizer import load_tokenizer
 
   checkpoint = open_checkpoint(str(smollm2))
-  theirs = AutoModelForCausalLM.from_pretrained(smollm2.parent, gguf_file=smollm2.name, dtype=torch.float32)
   tokenizer = load_tokenizer(checkpoint)
-  return theirs.eval(), load_model(checkpoint), [tokenizer.encode(prompt) for prompt in PROMPTS]
+  prompts = [tokenizer.encode(prompt) for prompt in PROMPTS]
+  return torch_llama.from_gguf(smollm2), load_model(checkpoint), prompts

@@ -3,6 +3,7 @@
 import dataclasses
 import typing
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import jax.numpy as jnp
@@ -10,6 +11,7 @@ import numpy as np
 import torch
 import transformers
 from hypothesis import strategies as st
+from transformers.modeling_gguf_pytorch_utils import load_gguf_checkpoint
 
 from jaxchop.model.config import LlamaConfig, Rope, RopeKind
 from jaxchop.model.llama import Llama
@@ -126,6 +128,16 @@ def gradients(theirs: transformers.LlamaForCausalLM, drawn: Drawn) -> Llama:
   """Returns the gradients that torch left on the parameters, as our tree."""
   grads = {name: weight.grad for name, weight in theirs.named_parameters()}
   return ours(grads, drawn.ours, drawn.layers)
+
+
+def from_gguf(path: Path) -> transformers.LlamaForCausalLM:
+  """Returns a GGUF file's model as transformers reads it; `from_pretrained` would ask for one package more."""
+  config = transformers.LlamaConfig(**load_gguf_checkpoint(path)["config"])
+  theirs = transformers.LlamaForCausalLM(config)
+  weights = load_gguf_checkpoint(path, return_tensors=True, model_to_load=theirs)["tensors"]
+  missing, unknown = theirs.load_state_dict(weights, strict=False)
+  assert not unknown and set(missing) <= {"lm_head.weight"}, (missing, unknown)
+  return theirs.eval()
 
 
 def tokens(drawn: Drawn, *shape: int) -> np.ndarray:

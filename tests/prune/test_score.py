@@ -10,7 +10,7 @@ from flax import nnx
 from jaxchop.errors import JaxchopError
 from jaxchop.model.config import LlamaConfig
 from jaxchop.model.llama import Llama, hidden
-from jaxchop.prune.score import from_json, score, to_json
+from jaxchop.prune.score import from_json, read_scores, score, to_json
 from jaxchop.prune.surgery import keep_layers
 
 CONFIG = LlamaConfig(
@@ -83,6 +83,13 @@ def test_intervals_enclose_the_score_and_shrink_to_it_when_windows_agree(model):
 def test_scores_survive_their_file(model):
   scores = score(model, IDS_NT, ["block_influence", "perplexity"])
   assert from_json(to_json(scores, model={}, data={})) == scores
+
+
+@pytest.mark.parametrize("content", ["{}", "[]", '{"criteria": {"perplexity": {}}}', "{"])
+def test_a_broken_file_is_refused_with_its_name(tmp_path, content):
+  (tmp_path / "scores.json").write_text(content)
+  with pytest.raises(JaxchopError, match=r"scores\.json"):
+    read_scores(tmp_path / "scores.json")
 
 
 def test_a_broken_weight_is_refused_with_its_layer(model):

@@ -13,7 +13,11 @@ SIZES = Sizes(layers=10, per_layer=100, outside=50, parameter_bytes=2)
 
 
 def scores(*values):
-  return {"perplexity": Score("perplexity", "words", values, (), ())}
+  return lambda name: Score(name, "words", values, (), ())
+
+
+def never(name):
+  raise AssertionError(f"{name} was scored for nothing")
 
 
 @pytest.mark.parametrize(
@@ -56,8 +60,8 @@ def test_of_equal_scores_the_later_layer_goes():
 
 
 def test_explicit_lists_need_no_target():
-  assert choose(PruneConfig(drop="2:9"), SIZES, {}).keep == (0, 1, 9)
-  assert choose(PruneConfig(keep="0,9"), SIZES, {}).keep == (0, 9)
+  assert choose(PruneConfig(drop="2:9"), SIZES, never).keep == (0, 1, 9)
+  assert choose(PruneConfig(keep="0,9"), SIZES, never).keep == (0, 9)
 
 
 @pytest.mark.parametrize(
@@ -69,8 +73,9 @@ def test_explicit_lists_need_no_target():
     {"drop": "0:10"},
     {"keep": "3", "ratio": 0.5},
     {"pattern": "tail", "count": 7, "protect_first": 2, "protect_last": 2},
+    {"criterion": "perplexity", "count": 10},
   ],
 )
 def test_contradictory_or_impossible_wishes_are_refused(settings):
   with pytest.raises(UsageError, match="prune"):
-    choose(PruneConfig(**settings), SIZES, {})
+    choose(PruneConfig(**settings), SIZES, never)
