@@ -8,6 +8,7 @@ import difflib
 import importlib
 import json
 import logging
+import os
 import re
 import sys
 from collections.abc import Callable, Sequence
@@ -166,6 +167,8 @@ def main(argv: Sequence[str] | None = None) -> int:
   level = logging.WARNING if settings.quiet else logging.INFO
   logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
   logging.getLogger("jaxchop").setLevel(level)
+  # transformers would remark that torch is absent: jaxchop takes only tokenizers from it.
+  os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
   # JAX and all that follows load here, so that --help and wrong usage answer at once.
   commands = importlib.import_module("jaxchop.commands")
   try:

@@ -10,12 +10,17 @@ from jaxchop.errors import JaxchopError
 
 
 def write_text(path: Path, text: str) -> None:
+  """Writes a UTF-8 file by rename; raises JaxchopError naming it when the disk refuses."""
+  write_bytes(path, text.encode())
+
+
+def write_bytes(path: Path, content: bytes) -> None:
   """Writes a file by rename; raises JaxchopError naming it when the disk refuses."""
   aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
   try:
     path.parent.mkdir(parents=True, exist_ok=True)
-    with aside.open("w", encoding="utf-8") as file:
-      file.write(text)
+    with aside.open("wb") as file:
+      file.write(content)
       file.flush()
       os.fsync(file.fileno())
     aside.replace(path)

@@ -1,6 +1,8 @@
 """What every room's tests share: four CPU devices, small Hugging Face folders made on the spot, the real weights."""
 
+import importlib.util
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,6 +15,8 @@ from tokenizers import Tokenizer
 
 from jaxchop.hub.builtin import builtin_model
 
+if sys.version_info < (3, 12) and importlib.util.find_spec("torch") is None:
+  raise pytest.UsageError("torch is missing: the parity tests would not run; pip install -e '.[test]'")
 jax.config.update("jax_num_cpu_devices", 4)
 # The first example pays for compiling and importing; a deadline would only say how busy the machine is.
 hypothesis.settings.register_profile("jaxchop", deadline=None)

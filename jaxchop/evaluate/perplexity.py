@@ -36,8 +36,8 @@ class Perplexity:
   perplexity: float
   # Mean nats a scored token.
   nll: float
-  # Standard error of nll, windows being the sample; nan for a single window.
-  nll_error: float
+  # Standard error of nll, windows being the sample; None for a single window.
+  nll_error: float | None
   # Scored tokens.
   tokens: int
   # UTF-8 bytes of the scored tokens.
@@ -124,10 +124,10 @@ def _summary(nll_N: NDArray[np.float64], tokens_N: NDArray[np.int64], size: int,
   )
 
 
-def _error(nll_N: NDArray[np.float64], tokens_N: NDArray[np.int64]) -> float:
+def _error(nll_N: NDArray[np.float64], tokens_N: NDArray[np.int64]) -> float | None:
   """Returns the standard error of the ratio sum(nll) / sum(tokens), the windows being drawn at random."""
   count = len(nll_N)
   if count < 2:
-    return math.nan
+    return None
   off_N = nll_N - nll_N.sum() / tokens_N.sum() * tokens_N
   return float(np.sqrt(count / (count - 1) * np.sum(off_N**2)) / tokens_N.sum())

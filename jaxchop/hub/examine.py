@@ -14,7 +14,7 @@ from jaxchop.hub.safetensors import DTYPES
 # Tensors examined at once: hashing is slower than a fast disk, and each hash runs in one thread.
 _LANES = 4
 # Blocks of one tensor that may wait for their hash while the next ones are read and written.
-_WAITING = 4
+_WAITING = 16
 # Of each float type: as a signed and as an unsigned integer, the smallest pattern that is infinite or not a number.
 _NOT_FINITE = {
   "BF16": (np.dtype("<i2"), 0x7F80, np.dtype("<u2"), 0xFF80),

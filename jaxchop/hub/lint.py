@@ -1,5 +1,6 @@
 """Compares what a model folder says with what it holds: config against weights, one spelling against the other."""
 
+import itertools
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -35,9 +36,7 @@ def wrong_tensors(facts: Facts) -> Iterator[str]:
   wanted = names.expected(parse_config(facts.config, facts.where), facts.layers)
   for name, stored in facts.tensors.items():
     where = f"tensor {shown(name)} in {stored.file.name}"
-    if name == names.HEAD and name not in wanted:
-      yield f"{where}: config.json says tie_word_embeddings, so there must be none"
-    elif name not in wanted and not names.ignorable(name):
+    if name not in wanted and name != names.HEAD and not names.ignorable(name):
       yield f"{where}: not part of a Llama of {facts.layers} layers"
     elif name in wanted and stored.shape != wanted[name]:
       yield f"{where}: shape {list(stored.shape)}, config.json asks for {list(wanted[name])}"
@@ -45,6 +44,13 @@ def wrong_tensors(facts: Facts) -> Iterator[str]:
     if name not in facts.tensors:
       untied = ", which tie_word_embeddings false asks for" if name == names.HEAD else ""
       yield f"tensor {name} is missing{untied}"
+
+
+def needless_head(facts: Facts) -> Iterator[str]:
+  """Yields that a tied model has a head of its own, which some loaders take and others pass over."""
+  if names.HEAD in facts.tensors and facts.config.get("tie_word_embeddings"):
+    file = facts.tensors[names.HEAD].file.name
+    yield f"tensor {names.HEAD} in {file}: config.json says tie_word_embeddings, so there must be none"
 
 
 def per_layer_lists(facts: Facts) -> Iterator[str]:
@@ -104,7 +110,7 @@ def _vocabulary(facts: Facts) -> Iterator[str]:
 
 
 _RULES: dict[str, Callable[[Facts], Iterator[str]]] = {
-  _TENSORS: wrong_tensors,
+  _TENSORS: lambda facts: itertools.chain(wrong_tensors(facts), needless_head(facts)),
   "per-layer settings": per_layer_lists,
   "both RoPE spellings": _rope,
   "dtypes": _dtype,

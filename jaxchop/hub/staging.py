@@ -129,10 +129,14 @@ def _take_place(aside: Path, out: Path, old: Path) -> None:
   replaced = out.exists() and any(out.iterdir())
   if replaced:
     os.rename(out, old)
-  os.rename(aside, out)
+  try:
+    os.rename(aside, out)
+  except OSError:
+    _settle(old, out)
+    raise
   _fsync(out.parent)
-  if replaced:
-    shutil.rmtree(old)
+  # What cannot be removed now goes with the next export to this place.
+  shutil.rmtree(old, ignore_errors=True)
 
 
 def _fsync(folder: Path) -> None:

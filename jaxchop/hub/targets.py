@@ -14,7 +14,7 @@ from jaxchop.errors import JaxchopError
 from jaxchop.hub import hf_rope
 from jaxchop.hub.facts import Facts, Line, plain
 from jaxchop.hub.hf_config import ARCHITECTURE, parse_config
-from jaxchop.hub.lint import old_rope, per_layer_lists, wrong_tensors
+from jaxchop.hub.lint import needless_head, old_rope, per_layer_lists, wrong_tensors
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -55,6 +55,8 @@ def _weights(facts: Facts) -> Iterator[Finding]:
   """transformers fills what is missing with random numbers and a warning, the others stop."""
   if wrong := next(wrong_tensors(facts), None):
     yield Finding(wrong)
+  if next(needless_head(facts), None):
+    yield Finding("lm_head.weight is passed over: the config says tie_word_embeddings", stops=False)
 
 
 def _old_spelling(facts: Facts) -> Iterator[Finding]:

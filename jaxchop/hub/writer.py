@@ -24,8 +24,8 @@ from jaxchop.progress import stage
 
 # What transformers 4, the Hub's own library and mergekit write; transformers 5 writes 50 GB.
 MAX_SHARD_SIZE = 5_000_000_000
-# Bytes handed on at a time: large enough for the disk, small enough for the caches.
-BLOCK_BYTES = 4 << 20
+# Bytes handed on at a time: large enough for the disk, small enough for the processor's caches.
+BLOCK_BYTES = 1 << 20
 # Bytes after which the disk is set to work while more come.
 _FLUSH_BYTES = 128 << 20
 

@@ -1,8 +1,6 @@
 """The report of a run: one HTML page that needs nothing else, and its figures as PNG."""
 
-import contextlib
 import functools
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,8 +8,7 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
-from jaxchop.errors import JaxchopError
-from jaxchop.files import write_text
+from jaxchop.files import write_bytes, write_text
 from jaxchop.report import story, wording
 from jaxchop.report.comparison import comparison, marked, notes
 from jaxchop.report.figure import style, to_png, to_svg
@@ -30,7 +27,7 @@ def write_report(run: Path) -> Path:
     pictures = {name: to_png(chart.draw(chart.wide)) for name, chart in found.items()}
     page = render(results, found)
   for name, picture in pictures.items():
-    _write_bytes(run / "figures" / f"{name}.png", picture)
+    write_bytes(run / "figures" / f"{name}.png", picture)
   write_text(run / "report.html", page)
   return run / "report.html"
 
@@ -115,20 +112,3 @@ def _stages(run: Run) -> list[tuple[str, str, float]]:
 def _median(values: Sequence[float | None]) -> float | None:
   known = sorted(value for value in values if value is not None)
   return known[len(known) // 2] if known else None
-
-
-def _write_bytes(path: Path, content: bytes) -> None:
-  aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-  try:
-    path.parent.mkdir(exist_ok=True)
-    with aside.open("wb") as file:
-      file.write(content)
-      file.flush()
-      os.fsync(file.fileno())
-    aside.replace(path)
-  except OSError as error:
-    with contextlib.suppress(OSError):
-      aside.unlink()
-    raise JaxchopError(
-      f"{path}: cannot be written: {error.strerror}; free the disk or choose another folder"
-    ) from error

@@ -4,8 +4,8 @@
 
 Writes the checkpoint to FOLDER if it is not there (as bench_load.py does), then runs in turn, each in a fresh process:
 `copy` (shutil.copyfile and fsync of every file), `identity` (a prune that keeps all layers, so as many bytes as the
-copy) and `drop` (a prune without the last quarter of the layers). Prints one JSON object: medians of seconds, of seconds
-of processor time and of megabytes written a second, the highest peak memory, and the ratio of seconds to the copy's.
+copy) and `drop` (a prune without the last quarter of the layers). Prints one JSON object: medians of seconds, of
+processor seconds and of megabytes written a second, the highest peak memory, and the ratio of seconds to the copy's.
 Results go to FOLDER.bench and are removed. A busy machine slows the prune, which hashes, more than the copy.
 """
 

@@ -61,7 +61,6 @@ def test_an_export_loads_everywhere(tiny_folder, tmp_path, settings):
     ({"architectures": ["MistralForCausalLM"]}, ALL, "architectures"),
     ({"quantization_config": {"quant_method": "gptq"}}, ALL, "quantization_config"),
     ({"num_hidden_layers": 3}, ALL, r"model\.layers\.2\..* is missing"),
-    ({"tie_word_embeddings": True}, ALL, "lm_head.weight"),
     ({"vocab_size": 319}, ALL, "shape"),
     (
       {"rope_parameters": {"rope_type": "default", "rope_theta": 5e5}},
@@ -79,6 +78,17 @@ def test_a_no_has_its_reason(tiny_folder, tmp_path, settings, who, why):
   assert refusing(facts) == who
   for name in who:
     assert re.search(why, judged(facts)[name].detail)
+
+
+def test_a_head_beside_a_tied_embedding_is_noted(tiny_folder, tmp_path):
+  facts = changed(export(tiny_folder, tmp_path / "out"), tie_word_embeddings=True)
+  assert refusing(facts) == set()
+  assert all("lm_head.weight is passed over" in line.detail for line in targets(facts))
+
+
+def test_a_missing_head_stops_everyone(tiny_folder, tmp_path):
+  facts = changed(export(tiny_folder, tmp_path / "out", tie_word_embeddings=True), tie_word_embeddings=False)
+  assert refusing(facts) == ALL
 
 
 def test_heads_that_do_not_divide_the_width_stop_transformers_5(tiny_folder, tmp_path):

@@ -55,7 +55,7 @@ class Records:
 
 
 def main(folder: str, number: str = "0", at: str = "-1") -> int:
-  logging.basicConfig(level=logging.INFO, stream=sys.stderr)
+  logging.basicConfig(level=logging.INFO, stream=sys.stderr, force=True)
   number = signal.Signals[number] if number != "0" else 0
   try:
     recover(tiny_model(), Records(number, int(at)), settings(), Path(folder), meta={"data": "count"})

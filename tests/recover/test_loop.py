@@ -1,0 +1,215 @@
+"""A recovery is one run, however often it ends and goes on."""
+
+import dataclasses
+import json
+import signal
+import subprocess
+import sys
+from collections.abc import Generator
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import tiny_run
+from tiny_run import Records, records, settings, tiny_model
+
+from jaxchop.errors import Interrupted, JaxchopError, Preempted, UsageError
+from jaxchop.model.tree import flatten
+from jaxchop.recover import loop
+from jaxchop.recover.checkpoint import load_weights
+from jaxchop.recover.curve import read_curve
+from jaxchop.recover.loop import Recovered, recover
+from jaxchop.recover.objective import Batch
+
+
+def run(folder: Path, *, number: int = 0, at: int = -1, meta: Any = None, **changes: Any) -> Recovered:
+  return recover(tiny_model(), Records(number, at), settings(**changes), folder, meta=meta or {"data": "count"})
+
+
+def curve(folder: Path) -> list[tuple[int, str, float, float, int]]:
+  """What must be equal between two runs: all but the time."""
+  keys = "step", "loss_hex", "grad_norm", "learning_rate", "tokens"
+  return [tuple(line[key] for key in keys) for line in read_curve(folder / "metrics.jsonl")]
+
+
+def checkpoints(folder: Path) -> list[int]:
+  return sorted(int(p.name) for p in (folder / "checkpoints").iterdir())
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Recovered]:
+  """A run that nothing disturbed."""
+  folder = tmp_path_factory.mktemp("whole")
+  return folder, run(folder)
+
+
+def test_a_recovery_lowers_the_loss_and_says_what_it_took(whole: tuple[Path, Recovered]) -> None:
+  folder, done = whole
+  lines = read_curve(folder / "metrics.jsonl")
+  assert done.last_loss < done.first_loss and (done.first_loss, done.last_loss) == (lines[0]["loss"], lines[-1]["loss"])
+  assert (done.steps, done.tokens) == (20, 20 * 4 * 12) == (lines[-1]["step"], lines[-1]["tokens"])
+  assert done.seconds == pytest.approx(sum(line["seconds"] for line in lines)) and done.compile_seconds > 0
+  assert done.tokens_per_second == pytest.approx(done.tokens / done.seconds)
+  assert [line["step"] for line in lines] == list(range(1, 21))
+  assert all(float.fromhex(line["loss_hex"]) == line["loss"] for line in lines)
+
+
+def test_the_last_step_is_saved_and_can_be_opened_as_a_model(whole: tuple[Path, Recovered]) -> None:
+  folder, done = whole
+  assert checkpoints(folder) == [15, 20]
+  weights, meta = load_weights(folder / "checkpoints")
+  assert (meta["step"], meta["tokens"], meta["data"], meta["config"]["seed"]) == (20, done.tokens, "count", 0)
+  jax.tree.map(np.testing.assert_array_equal, weights, flatten(done.model))
+
+
+def test_the_given_model_is_left_as_it_was(tmp_path: Path) -> None:
+  model = tiny_model()
+  recover(model, Records(), settings(steps=2), tmp_path)
+  jax.tree.map(np.testing.assert_array_equal, model, tiny_model())
+
+
+def test_a_finished_run_is_not_run_again(whole: tuple[Path, Recovered]) -> None:
+  folder, done = whole
+  before = (folder / "metrics.jsonl").read_text()
+  again = run(folder)
+  assert (folder / "metrics.jsonl").read_text() == before and again.compile_seconds == 0
+  jax.tree.map(np.testing.assert_array_equal, again.model, done.model)
+  assert dataclasses.replace(again, model=None, compile_seconds=0) == dataclasses.replace(
+    done, model=None, compile_seconds=0
+  )
+
+
+def test_ten_and_ten_steps_are_twenty(whole: tuple[Path, Recovered], tmp_path: Path) -> None:
+  with pytest.raises(Preempted, match=r"SIGTERM after step 10 of 20, saved in .*run the same command again"):
+    run(tmp_path, number=signal.SIGTERM, at=9)
+  assert checkpoints(tmp_path)[-1] == 10
+  done = run(tmp_path)
+  assert curve(tmp_path) == curve(whole[0])
+  jax.tree.map(np.testing.assert_array_equal, done.model, whole[1].model)
+
+
+def test_a_restart_after_every_few_steps_changes_nothing(whole: tuple[Path, Recovered], tmp_path: Path) -> None:
+  for last in (0, 1, 7, 13, 17):
+    with pytest.raises(Interrupted):
+      run(tmp_path, number=signal.SIGINT, at=last)
+  run(tmp_path)
+  assert curve(tmp_path) == curve(whole[0])
+
+
+def test_earlier_handlers_stand_again_afterwards(tmp_path: Path) -> None:
+  before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
+  with pytest.raises(Preempted):
+    run(tmp_path, number=signal.SIGTERM, at=0)
+  assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == before
+  with pytest.raises(KeyboardInterrupt):
+    signal.raise_signal(signal.SIGINT)
+
+
+def program(folder: Path, *arguments: str) -> subprocess.Popen[str]:
+  command = [sys.executable, "-W", "error", tiny_run.__file__, str(folder), *arguments]
+  return subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+
+
+def test_a_killed_process_goes_on_from_its_last_save(whole: tuple[Path, Recovered], tmp_path: Path) -> None:
+  for at in ("3", "12", "19"):
+    with program(tmp_path, "SIGKILL", at) as killed:
+      killed.communicate()
+    assert killed.returncode == -signal.SIGKILL
+  with program(tmp_path) as last:
+    _, told = last.communicate()
+  assert last.returncode == 0 and "Going on after step" in told
+  assert curve(tmp_path) == curve(whole[0])
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 75), (signal.SIGINT, 130)])
+def test_a_signal_while_compiling_is_a_save_and_an_exit(tmp_path: Path, number: int, code: int) -> None:
+  with program(tmp_path) as process:
+    for line in process.stderr:
+      if "Compiling the training step" in line:
+        process.send_signal(number)
+        break
+    _, told = process.communicate()
+  assert process.returncode == code
+  assert f"{signal.Signals(number).name} after step" in told.splitlines()[-1]
+  assert load_weights(tmp_path / "checkpoints")[1]["step"] == checkpoints(tmp_path)[-1]
+
+
+def test_a_second_signal_ends_at_once(tmp_path: Path) -> None:
+  with program(tmp_path) as process:
+    for line in process.stderr:
+      if "Compiling the training step" in line:
+        process.send_signal(signal.SIGTERM)
+      if "once more ends at once" in line:
+        process.send_signal(signal.SIGTERM)
+        break
+    process.communicate()
+  assert process.returncode == 128 + signal.SIGTERM
+  assert not (tmp_path / "checkpoints").exists()
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_at_its_last_good_step(
+  whole: tuple[Path, Recovered], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+  class Poisoned(Records):
+    def from_step(self, step: int) -> Generator[np.ndarray, None, None]:
+      for ids in super().from_step(step):
+        step += 1
+        poison.append(np.nan if step == 8 else 1.0)
+        yield ids
+
+  poison = [1.0]
+  monkeypatch.setattr(loop, "packed", lambda ids: Batch(ids, np.full((4, 12), poison[-1], np.float32)))
+  with pytest.raises(JaxchopError, match=r"step 8 has loss nan.*step 7 is saved; lower recover\.optimizer") as caught:
+    recover(tiny_model(), Poisoned(), settings(), tmp_path)
+  assert "\n" not in str(caught.value)
+  assert checkpoints(tmp_path)[-1] == 7 and curve(tmp_path) == curve(whole[0])[:7]
+
+
+@pytest.mark.parametrize(
+  ("change", "message"),
+  [
+    (lambda ids: ids[:, 1:], r"batch of step 4 has shape \[4, 12\], not \[4, 13\]"),
+    (lambda ids: ids + 1, r"batch of step 4 has tokens outside 0\.\.60; pack the data with this model's tokenizer"),
+    (None, "the data ends before the batch of step 4"),
+  ],
+)
+def test_data_that_does_not_fit_stops_the_run_and_loses_nothing(tmp_path: Path, change: Any, message: str) -> None:
+  class Bad(Records):
+    def from_step(self, step: int) -> Generator[np.ndarray, None, None]:
+      yield from (records(n) for n in range(step, 3))
+      if change is not None:
+        yield change(np.full((4, 13), 60, np.int32))
+
+  with pytest.raises(JaxchopError, match=message):
+    recover(tiny_model(), Bad(), settings(), tmp_path)
+  assert checkpoints(tmp_path) == [3] and len(curve(tmp_path)) == 3
+
+
+@pytest.mark.parametrize(
+  ("changes", "message"),
+  [
+    ({"meta": {"data": "other"}}, "begun with data count, not other"),
+    ({"batch_size": 2}, r"begun with recover\.batch_size 4, not 2"),
+    ({"steps": 30}, r"begun with recover\.steps 20, not 30"),
+  ],
+)
+def test_a_run_goes_on_only_as_it_began(whole: tuple[Path, Recovered], changes: Any, message: str) -> None:
+  with pytest.raises(UsageError, match=message):
+    run(whole[0], **changes)
+
+
+def test_another_model_is_refused(whole: tuple[Path, Recovered]) -> None:
+  with pytest.raises(JaxchopError, match=r"model layers\.2\.\S+ is float32 .* there and absent here"):
+    recover(tiny_model(2), Records(), settings(), whole[0], meta={"data": "count"})
+
+
+def test_metrics_are_plain_json_whose_numbers_are_exact(whole: tuple[Path, Recovered]) -> None:
+  for text in (whole[0] / "metrics.jsonl").read_text().splitlines():
+    line = json.loads(text)
+    assert jnp.float32(line["loss"]).item().hex() == line["loss_hex"]
+    assert set(line) == {
+      *("step", "loss", "loss_hex", "grad_norm", "learning_rate", "tokens", "seconds", "tokens_per_second")
+    }
