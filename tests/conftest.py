@@ -15,12 +15,20 @@ from tokenizers import Tokenizer
 
 from jaxchop.hub.builtin import builtin_model
 
-if sys.version_info < (3, 12) and importlib.util.find_spec("torch") is None:
+_TORCH = importlib.util.find_spec("torch") is not None
+if sys.version_info < (3, 12) and not _TORCH:
   raise pytest.UsageError("torch is missing: the parity tests would not run; pip install -e '.[test]'")
 jax.config.update("jax_num_cpu_devices", 4)
 # The first example pays for compiling and importing; a deadline would only say how busy the machine is.
 hypothesis.settings.register_profile("jaxchop", deadline=None)
 hypothesis.settings.load_profile("jaxchop")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+  """Says of each test that needs torch that it was not run, where the test extra leaves torch out."""
+  for item in items:
+    if "torch" in item.keywords and not _TORCH:
+      item.add_marker(pytest.mark.skip(reason="needs torch: pip install torch"))
 
 
 @pytest.fixture(scope="session")

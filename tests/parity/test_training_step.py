@@ -1,4 +1,4 @@
-"""Five steps of recovery beside torch's AdamW on transformers' Llama: same weights, batches, schedule, losses, results."""
+"""Five steps of recovery beside torch's AdamW on transformers' Llama: same weights, batches and schedule."""
 
 import dataclasses
 import math

@@ -1,0 +1,59 @@
+"""Attention in blocks, and from a cache, is attention: the reference is jax.nn.dot_product_attention."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxchop.model import attention
+
+
+def arrays(length, heads=6, kv_heads=2, rows=2, width=4):
+  keys = jax.random.split(jax.random.key(length), 3)
+  shapes = [(rows, length, count, width) for count in (heads, kv_heads, kv_heads)]
+  return [jax.random.normal(key, shape) for key, shape in zip(keys, shapes, strict=True)]
+
+
+@pytest.mark.parametrize("length", [1, 3, 4, 5, 11])
+def test_blocks_give_the_attention_and_the_gradients_of_the_whole(length, monkeypatch):
+  monkeypatch.setattr(attention, "_BLOCK", 4)
+  inputs = arrays(length)
+  weigh = lambda y: jnp.sum(jnp.sin(y))
+  plain = lambda q, k, v: weigh(jax.nn.dot_product_attention(q, k, v, is_causal=True))
+  expected = jax.value_and_grad(plain, (0, 1, 2))(*inputs)
+  found = jax.value_and_grad(lambda *a: weigh(attention.causal_attention(*a)), (0, 1, 2))(*inputs)
+  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-6), found, expected)
+
+
+def test_no_more_than_eight_blocks_however_long(monkeypatch):
+  monkeypatch.setattr(attention, "_BLOCK", 1)
+  starts = []
+  block = attention._block
+  monkeypatch.setattr(attention, "_block", lambda start, *rest: starts.append(start) or block(start, *rest))
+  attention.causal_attention(*arrays(20))
+  assert starts == [0, 3, 6, 9, 12, 15, 18]
+
+
+def test_padding_on_the_left_is_not_seen():
+  q, k, v = arrays(9)
+  first_B = jnp.array([0, 4])
+  found = attention.causal_attention(q, k, v, first_B)
+  alone = attention.causal_attention(q[1:, 4:], k[1:, 4:], v[1:, 4:])
+  np.testing.assert_allclose(found[1, 4:], alone[0], atol=2e-6)
+  assert jnp.isfinite(found).all()
+
+
+def test_one_query_over_a_cache_sees_what_the_last_of_a_sequence_sees():
+  q, k, v = arrays(7)
+  first_B = jnp.array([0, 2])
+  expected = attention.causal_attention(q, k, v, first_B)[:, -1]
+  # Slots beyond the last written one hold what was there before.
+  k_BKHS, v_BKSH = (jnp.pad(a, [(0, 0), (0, 3), (0, 0), (0, 0)], constant_values=9.0) for a in (k, v))
+  found = attention.cached_attention(
+    q[:, -1], k_BKHS.transpose(0, 2, 3, 1), v_BKSH.transpose(0, 2, 1, 3), first_B, jnp.int32(6)
+  )
+  np.testing.assert_allclose(found, expected, atol=2e-6)
+
+
+def test_bfloat16_stays_bfloat16():
+  assert attention.causal_attention(*(a.astype(jnp.bfloat16) for a in arrays(5))).dtype == jnp.bfloat16

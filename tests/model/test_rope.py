@@ -1,0 +1,51 @@
+"""Rotary embeddings turn by position, and each scaling does to the frequencies what it is named for."""
+
+import dataclasses
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from tiny import tiny_llama
+
+from jaxchop.model.config import Rope
+from jaxchop.model.rope import rotate, rotation
+
+CONFIG = dataclasses.replace(tiny_llama().config, head_dim=16, max_positions=32)
+
+
+def turn(positions, **rope):
+  return rotation(dataclasses.replace(CONFIG, rope=Rope(**rope)), jnp.asarray(positions)[None])
+
+
+def test_turning_keeps_lengths_and_scores_depend_on_distance_alone():
+  x = jnp.asarray(np.random.default_rng(0).normal(size=(1, 6, 2, 16)), jnp.float32)
+  one = jnp.broadcast_to(x[:, :1], x.shape)
+  early, late = rotate(one, *turn(range(6))), rotate(one, *turn(range(20, 26)))
+  np.testing.assert_allclose(jnp.linalg.norm(early, axis=-1), jnp.linalg.norm(one, axis=-1), rtol=1e-5)
+  score = lambda y: jnp.einsum("BTNH,BSNH->BNTS", y, y)
+  np.testing.assert_allclose(score(early), score(late), atol=1e-4)
+  np.testing.assert_array_equal(rotate(x, *turn([0] * 6)), x)
+
+
+def test_linear_divides_positions():
+  np.testing.assert_allclose(turn([8, 40], kind="linear", factor=4.0), turn([2, 10]), atol=1e-6)
+
+
+def test_dynamic_is_the_default_up_to_max_positions_and_slower_beyond():
+  for found, plain in zip(turn(range(32), kind="dynamic", factor=4.0), turn(range(32)), strict=True):
+    np.testing.assert_allclose(found, plain, atol=1e-5)
+  assert abs(turn(range(40), kind="dynamic", factor=4.0)[0] - turn(range(40))[0]).max() > 0.1
+
+
+def test_llama3_keeps_short_waves_and_divides_long_ones():
+  rope = {"kind": "llama3", "factor": 8.0, "original_max_positions": 64}
+  cos, plain = turn([8], **rope)[0][0, 0], turn([8])[0][0, 0]
+  assert cos[0] == plain[0]
+  np.testing.assert_allclose(cos[-1], turn([1])[0][0, 0, -1], atol=1e-6)
+
+
+def test_yarn_scales_cos_and_sin_and_is_the_default_at_factor_one():
+  rope = {"kind": "yarn", "original_max_positions": 16}
+  np.testing.assert_allclose(turn(range(9), **rope, factor=1.0), turn(range(9)), atol=1e-6)
+  assert turn([0], **rope, factor=4.0)[0][0, 0, 0] == pytest.approx(0.1 * np.log(4.0) + 1)
+  assert turn([0], **rope, factor=4.0, attention_factor=1.5)[0][0, 0, 0] == pytest.approx(1.5)
