@@ -21,8 +21,8 @@ import numpy as np
 from jaxchop.errors import JaxchopError, UsageError
 from jaxchop.hub import digest, names
 from jaxchop.hub.checkpoint import Checkpoint, Tensor
-from jaxchop.hub.examine import first_not_finite
 from jaxchop.hub.facts import Facts, Line, read_facts
+from jaxchop.hub.finite import first_not_finite
 from jaxchop.hub.lint import lint
 from jaxchop.hub.load import load_model, open_checkpoint
 from jaxchop.hub.probe import cacheable, cached_logits, full_logits, probe, trained_length

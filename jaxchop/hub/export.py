@@ -129,6 +129,7 @@ def write_folder(
   planned: Sequence[Planned],
   source: Source,
   source_digest: Callable[[Written], str],
+  threads: int = 1,
   max_shard_size: int,
   overwrite: bool,
   readme: str,
@@ -137,7 +138,8 @@ def write_folder(
   """Writes a folder from tensors that `source` gives; index and config come last, and the folder's name after them."""
   assets = {**carried(checkpoint), "README.md": readme.encode()}
   with staged(out, overwrite=overwrite, source=checkpoint.path) as folder:
-    written = write_tensors(folder, planned, source, max_shard_size=max_shard_size, title=f"writing {Path(out).name}")
+    title = f"writing {Path(out).name}"
+    written = write_tensors(folder, planned, source, max_shard_size=max_shard_size, threads=threads, title=title)
     for name, content in assets.items():
       write_file(folder / name, content)
     files = [*written.files, *assets, "config.json", *([INDEX] if written.index else [])]

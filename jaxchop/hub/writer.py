@@ -4,20 +4,21 @@ Format: https://github.com/huggingface/safetensors. Element bytes are little-end
 """
 
 import concurrent.futures
-import contextlib
 import dataclasses
+import itertools
 import json
 import math
 import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from io import FileIO
 from pathlib import Path
-from typing import BinaryIO
 
 import numpy as np
 
 from jaxchop.errors import JaxchopError, UsageError
-from jaxchop.hub.examine import examiner
+from jaxchop.hub import digest
+from jaxchop.hub.finite import refuse_not_finite
 from jaxchop.hub.safetensors import DTYPES, SINGLE
 from jaxchop.hub.staging import named
 from jaxchop.progress import stage
@@ -57,7 +58,7 @@ class Written:
   index: bytes | None
 
 
-# Gives a planned tensor's bytes as arrays of uint8, in order, each a whole number of elements and left untouched after.
+# Gives a planned tensor's bytes as arrays of uint8, each a whole number of elements and valid until the next is asked.
 Source = Callable[[Planned], Iterable[np.ndarray]]
 
 
@@ -67,62 +68,84 @@ def write_tensors(
   source: Source,
   *,
   max_shard_size: int = MAX_SHARD_SIZE,
+  threads: int = 1,
   title: str = "write",
 ) -> Written:
   """Writes all tensors into shards of at most `max_shard_size` bytes of tensor data, and waits until they are on disk.
 
-  The index is returned, not written: it is the caller's to write last. Raises JaxchopError on values that are not
-  finite, naming the tensor.
+  So many `threads` take a tensor each; with one, `source` is asked in the order of `plan_shards`. The index is
+  returned, not written: it is the caller's to write last. Raises JaxchopError, naming the tensor, on values that are
+  not finite.
   """
+  digests: dict[str, str] = {}
   shards = plan_shards(tensors, max_shard_size)
-  with _Disk() as disk, examiner() as examined, stage(title, len(tensors), "tensors") as bar:
+  with _Disk() as disk, stage(title, len(tensors), "tensors") as bar:
     for file, members in shards.items():
-      disk.open(folder / file)
-      disk.write(_header(members))
-      for tensor in members:
-        examined.begin(tensor.name, tensor.dtype, tensor.shape)
-        size = 0
-        for block in source(tensor):
-          examined.add(block)
-          disk.write(block.data)
-          size += block.nbytes
-        if size != tensor.bytes:
-          raise JaxchopError(f"tensor {tensor.name}: got {size} bytes, but its shape takes {tensor.bytes}")
-        bar.advance(1, tensor.name)
-    examined.finish()
+      stream = disk.open(folder / file)
+      header = _header(members)
+      with named(folder / file), concurrent.futures.ThreadPoolExecutor(threads) as pool:
+        _write_at(stream, memoryview(header), 0)
+        ends = itertools.accumulate((tensor.bytes for tensor in members), initial=len(header))
+        jobs = [pool.submit(_write_tensor, stream, t, at, source) for t, at in zip(members, ends, strict=False)]
+        try:
+          for tensor, job in zip(members, jobs, strict=True):
+            digests[tensor.name] = job.result()
+            bar.advance(1, tensor.name)
+            disk.wrote(tensor.bytes)
+        finally:
+          for job in jobs:
+            job.cancel()
     disk.finish()
-  index = _index(shards) if len(shards) > 1 else None
-  return Written(files=tuple(shards), digests=examined.digests, index=index)
+  return Written(files=tuple(shards), digests=digests, index=_index(shards) if len(shards) > 1 else None)
+
+
+def _write_tensor(stream: FileIO, tensor: Planned, start: int, source: Source) -> str:
+  """Writes one tensor from byte `start` on and returns its digest; block after block, each still in the cache."""
+  total, size = digest.start(DTYPES[tensor.dtype], tensor.shape), 0
+  for block in source(tensor):
+    if size + block.nbytes > tensor.bytes:
+      raise JaxchopError(f"tensor {tensor.name}: more bytes than the {tensor.bytes} that its shape takes")
+    total.update(block)
+    refuse_not_finite(tensor.name, tensor.dtype, block, size)
+    _write_at(stream, block.data, start + size)
+    size += block.nbytes
+  if size < tensor.bytes:
+    raise JaxchopError(f"tensor {tensor.name}: {size} bytes, but its shape takes {tensor.bytes}")
+  return total.hexdigest()
+
+
+def _write_at(stream: FileIO, block: memoryview, at: int) -> None:
+  while block:
+    written = os.pwrite(stream.fileno(), block, at)
+    block, at = block[written:], at + written
 
 
 class _Disk:
-  """Files written one after the other; one thread makes them durable while the next bytes come."""
+  """Files written one after the other; a thread makes them durable while the next bytes come."""
 
   def __enter__(self) -> "_Disk":
     self._thread = concurrent.futures.ThreadPoolExecutor(1)
-    self._stream: BinaryIO | None = None
+    self._stream: FileIO | None = None
     self._syncs: list[concurrent.futures.Future[None]] = []
     self._unsynced = 0
     return self
 
   def __exit__(self, *_: object) -> None:
     self._thread.shutdown()
-    # After a failed write the rest of the buffer has nowhere to go.
-    with contextlib.suppress(OSError):
-      if self._stream is not None:
-        self._stream.close()
+    if self._stream is not None:
+      self._stream.close()
 
-  def open(self, path: Path) -> None:
+  def open(self, path: Path) -> FileIO:
+    """Returns a new file; the one before is closed when it is on disk."""
     self._sync(last=True)
-    self._stream = path.open("wb")
+    self._stream = path.open("wb", buffering=0)
+    return self._stream
 
-  def write(self, block: bytes | memoryview) -> None:
-    assert self._stream is not None
-    with named(Path(self._stream.name)):
-      self._stream.write(block)
-    self._unsynced += len(block)
+  def wrote(self, size: int) -> None:
+    """Sets the disk to work when enough has come since it last began."""
+    self._unsynced += size
     if self._unsynced >= _FLUSH_BYTES and all(sync.done() for sync in self._syncs):
-      self._sync()
+      self._sync(last=False)
 
   def finish(self) -> None:
     """Waits until everything is on disk."""
@@ -130,15 +153,13 @@ class _Disk:
     for sync in self._syncs:
       sync.result()
 
-  def _sync(self, *, last: bool = False) -> None:
+  def _sync(self, *, last: bool) -> None:
     if self._stream is not None:
-      with named(Path(self._stream.name)):
-        self._stream.flush()
       self._syncs.append(self._thread.submit(_to_disk, self._stream, last))
     self._stream, self._unsynced = None if last else self._stream, 0
 
 
-def _to_disk(stream: BinaryIO, last: bool) -> None:
+def _to_disk(stream: FileIO, last: bool) -> None:
   with named(Path(stream.name)):
     os.fsync(stream.fileno())
     if last:

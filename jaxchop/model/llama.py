@@ -50,7 +50,7 @@ class Linear(nnx.Module):
     # Two axes, not three: the kernel's gradient is then one matrix product, where XLA on a CPU would first transpose.
     x_MI = x_BTI.reshape(-1, x_BTI.shape[-1])
     y_BTO = jnp.einsum("MI,IO->MO", x_MI, self.kernel[...]).reshape(*x_BTI.shape[:-1], -1)
-    return y_BTO if self.bias is None else y_BTO + self.bias[...]
+    return checkpoint_name(y_BTO if self.bias is None else y_BTO + self.bias[...], _KEPT)
 
 
 class Attention(nnx.Module):

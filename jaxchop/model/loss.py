@@ -47,11 +47,17 @@ def _summed_forward(x_MD, head_DV, target_M, weight_M, chunk):
     loss, grad_DV = carry
     x_CD, target_C, weight_C = part
     logits_CV = _logits(x_CD, head_DV)
+    # One exponential serves the loss and the softmax: this pass over the vocabulary is bound by memory.
+    top_C = logits_CV.max(axis=1)
+    share_CV = jnp.exp(logits_CV - top_C[:, None])
+    total_C = share_CV.sum(axis=1)
+    nll_C = jnp.log(total_C) + top_C - _at(logits_CV, target_C)
     hit_CV = jax.lax.broadcasted_iota(target_C.dtype, logits_CV.shape, 1) == target_C[:, None]
-    slope_CV = ((jax.nn.softmax(logits_CV) - hit_CV) * weight_C[:, None]).astype(x_CD.dtype)
+    slope_CV = share_CV * (weight_C / total_C)[:, None] - jnp.where(hit_CV, weight_C[:, None], 0.0)
+    slope_CV = slope_CV.astype(x_CD.dtype)
     grad_CD = jnp.einsum("CV,DV->CD", slope_CV, head_DV)
     grad_DV += jnp.einsum("CD,CV->DV", x_CD, slope_CV, preferred_element_type=jnp.float32)
-    return (loss + jnp.sum(_nll(logits_CV, target_C) * weight_C), grad_DV), grad_CD
+    return (loss + jnp.sum(nll_C * weight_C), grad_DV), grad_CD
 
   start = jnp.zeros(()), jnp.zeros(head_DV.shape, jnp.float32)
   parts = _split(x_MD, chunk), _split(target_M, chunk), _split(weight_M, chunk)
@@ -72,8 +78,11 @@ def _logits(x_CD: jax.Array, head_DV: jax.Array) -> jax.Array:
 
 
 def _nll(logits_CV: jax.Array, target_C: jax.Array) -> jax.Array:
-  hit_C = jnp.take_along_axis(logits_CV, target_C[:, None], axis=1)[:, 0]
-  return jax.nn.logsumexp(logits_CV, axis=1) - hit_C
+  return jax.nn.logsumexp(logits_CV, axis=1) - _at(logits_CV, target_C)
+
+
+def _at(logits_CV: jax.Array, target_C: jax.Array) -> jax.Array:
+  return jnp.take_along_axis(logits_CV, target_C[:, None], axis=1)[:, 0]
 
 
 def _split(a: jax.Array, chunk: int) -> jax.Array:

@@ -12,6 +12,7 @@ from safetensors import safe_open
 from safetensors.numpy import load_file
 
 from jaxchop.errors import JaxchopError, UsageError
+from jaxchop.hub.digest import tensor_digest
 from jaxchop.hub.safetensors import DTYPES, INDEX, SINGLE, read_headers
 from jaxchop.hub.writer import Planned, blocks, plan_shards, write_tensors
 
@@ -82,11 +83,57 @@ def test_a_shard_size_below_one_is_refused(tmp_path):
     write(tmp_path, {}, max_shard_size=0)
 
 
-@pytest.mark.parametrize("count", [14, 16])
-def test_bytes_that_do_not_fill_the_shape_are_refused(tmp_path, count):
+@pytest.mark.parametrize("count, said", [(14, "56 bytes, but its shape takes 60"), (16, "more bytes than the 60")])
+def test_bytes_that_do_not_fill_the_shape_are_refused(tmp_path, count, said):
   planned = [Planned(name="a", dtype="F32", shape=(5, 3))]
-  with pytest.raises(JaxchopError, match=f"tensor a: got {4 * count} bytes, but its shape takes 60"):
+  with pytest.raises(JaxchopError, match=f"tensor a: {said}"):
     write_tensors(tmp_path, planned, lambda _: blocks(np.zeros(count, np.float32)))
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+def test_the_number_of_threads_and_the_reuse_of_a_block_change_nothing(tmp_path, threads):
+  planned, arrays = tensors({"b": "F32"})
+
+  def source(tensor):
+    raw = arrays[tensor.name].reshape(-1).view(np.uint8)
+    step = DTYPES[tensor.dtype].itemsize
+    block = np.empty(step, np.uint8)
+    for start in range(0, raw.size, step):
+      block[:] = raw[start : start + step]
+      yield block
+
+  written = write_tensors(tmp_path, planned, source, max_shard_size=70, threads=threads)
+  found = {name: value for file in written.files for name, value in load_file(tmp_path / file).items()}
+  assert all(found[name].tobytes() == array.tobytes() for name, array in arrays.items())
+  assert written.digests == {
+    t.name: tensor_digest(DTYPES[t.dtype], t.shape, [arrays[t.name].tobytes()]) for t in planned
+  }
+
+
+def test_one_thread_asks_for_the_tensors_in_the_order_of_the_files(tmp_path):
+  planned, arrays = tensors({"b": "F32", "e": "F64"})
+  asked = []
+
+  def source(tensor):
+    asked.append(tensor.name)
+    return blocks(arrays[tensor.name])
+
+  write_tensors(tmp_path, planned, source, max_shard_size=100)
+  assert asked == [tensor.name for shard in plan_shards(planned, 100).values() for tensor in shard]
+
+
+@pytest.mark.parametrize("threads", [1, 4])
+def test_after_a_refusal_no_other_tensor_is_begun(tmp_path, threads):
+  asked = []
+
+  def source(tensor):
+    asked.append(tensor.name)
+    return blocks(np.full(1, np.nan, np.float32))
+
+  planned = [Planned(name=str(i), dtype="F32", shape=(1,)) for i in range(1000)]
+  with pytest.raises(JaxchopError, match="tensor 0: element 0 is nan"):
+    write_tensors(tmp_path, planned, source, threads=threads)
+  assert len(asked) < 1000
 
 
 def test_a_bad_value_is_refused_under_its_tensor_s_name(tmp_path):
@@ -106,7 +153,7 @@ def test_a_large_tensor_comes_in_blocks_of_whole_elements():
   array = np.arange(3_000_001, dtype=np.float32)
   sizes = [block.nbytes for block in blocks(array)]
   assert len(sizes) > 1 and sum(sizes) == array.nbytes
-  assert all(size % array.itemsize == 0 and size <= 4 << 20 for size in sizes)
+  assert all(size % array.itemsize == 0 and size <= 1 << 20 for size in sizes)
 
 
 def test_planned_bytes_follow_from_dtype_and_shape():

@@ -22,8 +22,8 @@ def test_turning_keeps_lengths_and_scores_depend_on_distance_alone():
   one = jnp.broadcast_to(x[:, :1], x.shape)
   early, late = rotate(one, *turn(range(6))), rotate(one, *turn(range(20, 26)))
   np.testing.assert_allclose(jnp.linalg.norm(early, axis=-1), jnp.linalg.norm(one, axis=-1), rtol=1e-5)
-  score = lambda y: jnp.einsum("BTNH,BSNH->BNTS", y, y)
-  np.testing.assert_allclose(score(early), score(late), atol=1e-4)
+  early_BNTS, late_BNTS = (jnp.einsum("BTNH,BSNH->BNTS", y, y) for y in (early, late))
+  np.testing.assert_allclose(early_BNTS, late_BNTS, atol=1e-4)
   np.testing.assert_array_equal(rotate(x, *turn([0] * 6)), x)
 
 
