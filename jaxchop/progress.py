@@ -31,14 +31,20 @@ class Bar:
     if time.monotonic() - self._spoke >= _PAUSE:
       self._spoke = time.monotonic()
       log.info(
-        "%s: %d of %s %s, %.0f s%s",
+        "%s: %d of %s %s, %.0f s%s%s",
         self.title,
         self.done,
         "?" if self.total is None else self.total,
         self.unit,
         self.seconds,
+        self._left(),
         note and f", {note}",
       )
+
+  def _left(self) -> str:
+    if self.total is None or not self.done:
+      return ""
+    return f", about {self.seconds / self.done * (self.total - self.done):.0f} s left"
 
   @property
   def seconds(self) -> float:

@@ -67,7 +67,7 @@ def test_the_last_step_is_saved_and_can_be_opened_as_a_model(whole: tuple[Path, 
 
 def test_the_given_model_is_left_as_it_was(tmp_path: Path) -> None:
   model = tiny_model()
-  recover(model, Records(), settings(steps=2), tmp_path)
+  recover(model, Records(), settings(), tmp_path)
   jax.tree.map(np.testing.assert_array_equal, model, tiny_model())
 
 
