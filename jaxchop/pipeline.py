@@ -192,7 +192,7 @@ def summarised(
       "bits_per_byte": entry["bits_per_byte"],
       "prefill_tokens_per_second": rates["prefill_tokens_per_second"],
       "decode_tokens_per_second": rates["decode_tokens_per_second"],
-      "speed_protocol": rates["protocol"] + (" (by the pruned model)" if name == "recovered" else ""),
+      "speed_protocol": rates["protocol"] + "; recovered: the pruned model's, whose shapes are the same",
     }
   return rows | {
     "gap_closed": gap_closed(*(rows[name]["perplexity"] for name in ("original", "pruned", "recovered"))),

@@ -234,7 +234,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
   parser.add_argument("--reference", default="jaxchop.hub.check:load_reference")
   parser.add_argument("--quiet", action="store_true")
   options = parser.parse_args(arguments)
-  logging.basicConfig(format="%(message)s", level=logging.WARNING if options.quiet else logging.INFO)
+  logging.basicConfig(format="%(message)s", level=logging.WARNING)
+  log.setLevel(logging.WARNING if options.quiet else logging.INFO)
   module, _, function = options.reference.partition(":")
   try:
     reference = getattr(importlib.import_module(module), function)
