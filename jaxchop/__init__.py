@@ -7,6 +7,7 @@ The names below are the public Python API; each is loaded when it is first asked
 import importlib
 from typing import Any
 
+# Public name: the module it lives in, and its name there where that is another.
 _API = {
   "DataConfig": "jaxchop.config",
   "EvaluateConfig": "jaxchop.config",
@@ -35,7 +36,8 @@ _API = {
   "score": "jaxchop.prune.score",
   "lowest": "jaxchop.prune.select",
   "keep_layers": "jaxchop.prune.surgery",
-  "recover": "jaxchop.recover.loop",
+  # Not `recover`: once imported, the room of that name stands in its place.
+  "recover_model": "jaxchop.recover.loop:recover",
   "make_step": "jaxchop.recover.step",
   "perplexity": "jaxchop.evaluate.perplexity",
   "Protocol": "jaxchop.evaluate.protocol",
@@ -47,7 +49,8 @@ __all__ = list(_API)
 def __getattr__(name: str) -> Any:
   if name not in _API:
     raise AttributeError(f"module 'jaxchop' has no attribute {name!r}")
-  return getattr(importlib.import_module(_API[name]), name)
+  module, _, attribute = _API[name].partition(":")
+  return getattr(importlib.import_module(module), attribute or name)
 
 
 def __dir__() -> list[str]:

@@ -3,8 +3,16 @@
 import re
 from pathlib import Path
 
+import jaxchop
+
 README = (Path(__file__).parent.parent / "README.md").read_text()
 BLOCKS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+
+
+def test_no_public_name_is_shadowed_by_a_room_that_was_imported():
+  import jaxchop.pipeline
+
+  assert all(callable(getattr(jaxchop, name)) for name in jaxchop.__all__)
 
 
 def test_the_ten_lines_and_the_slice_run_as_printed(tiny_folder, tmp_path, monkeypatch):
