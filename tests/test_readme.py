@@ -3,8 +3,6 @@
 import re
 from pathlib import Path
 
-import jaxchop
-
 README = (Path(__file__).parent.parent / "README.md").read_text()
 BLOCKS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
 
