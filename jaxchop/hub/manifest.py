@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from jaxchop.hub.checkpoint import Checkpoint
+from jaxchop.layers import in_words
 
 _LIBRARIES = ("jaxchop", "jax", "flax", "numpy")
 # Raised when a key changes its meaning.
@@ -33,7 +34,7 @@ def manifest(
     "layers": len(keep),
     "keep": list(keep),
     "drop": [layer for layer in range(checkpoint.layers) if layer not in keep],
-    "words": words(keep, checkpoint.layers),
+    "words": in_words(keep, checkpoint.layers),
     "dtype": "mixed" if len(set(dtypes)) > 1 else dtypes[0],
     "versions": {name: importlib.metadata.version(name) for name in _LIBRARIES} | {"python": platform.python_version()},
     "provenance": dict(provenance),
@@ -42,22 +43,3 @@ def manifest(
     "tensors": dict(sorted(digests.items())),
   }
   return (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode()
-
-
-def words(keep: Sequence[int], layers: int) -> str:
-  """Returns what a keep-list does, as "removes layers 21..28, keeps 0..20 and 29..31" (both ends included)."""
-  drop = [layer for layer in range(layers) if layer not in keep]
-  if not drop:
-    return f"removes no layer, keeps {_ranges(keep)}"
-  return f"removes layer{'s' * (len(drop) > 1)} {_ranges(drop)}, keeps {_ranges(keep)}"
-
-
-def _ranges(indices: Sequence[int]) -> str:
-  runs: list[list[int]] = []
-  for index in indices:
-    if runs and runs[-1][1] == index - 1:
-      runs[-1][1] = index
-    else:
-      runs.append([index, index])
-  parts = [str(a) if a == b else f"{a}..{b}" for a, b in runs]
-  return parts[0] if len(parts) == 1 else f"{', '.join(parts[:-1])} and {parts[-1]}"

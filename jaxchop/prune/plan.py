@@ -7,7 +7,7 @@ from typing import Any
 
 from jaxchop.errors import JaxchopError
 from jaxchop.files import read_json
-from jaxchop.prune.layers import in_words, without
+from jaxchop.layers import in_words, without
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)

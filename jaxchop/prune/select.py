@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 
 from jaxchop.config import Criterion, PruneConfig
 from jaxchop.errors import UsageError
-from jaxchop.prune.layers import parse_layers, without
+from jaxchop.layers import parse_layers, without
 from jaxchop.prune.patterns import removed_by
 from jaxchop.prune.score import Score
 

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from jaxchop.errors import UsageError
-from jaxchop.prune.layers import in_words, parse_layers, spans, without
+from jaxchop.layers import in_words, parse_layers, spans, without
 
 
 @pytest.mark.parametrize(
@@ -27,6 +27,19 @@ def test_a_removal_is_said_in_words():
   assert in_words(keep, 32) == "removes layers 21..28, keeps 0..20 and 29..31"
   assert in_words(without([5], 7), 7) == "removes layer 5, keeps 0..4 and 6"
   assert in_words(range(3), 3) == "removes no layer, keeps 0..2"
+
+
+@pytest.mark.parametrize(
+  "keep, layers, said",
+  [
+    ([*range(21), 29, 30, 31], 32, "removes layers 21..28, keeps 0..20 and 29..31"),
+    ([0, 2, 4], 5, "removes layers 1 and 3, keeps 0, 2 and 4"),
+    ([1, 2], 3, "removes layer 0, keeps 1..2"),
+    ([0, 1], 2, "removes no layer, keeps 0..1"),
+  ],
+)
+def test_a_keep_list_is_said_in_words(keep, layers, said):
+  assert in_words(keep, layers) == said
 
 
 @given(st.sets(st.integers(0, 40), min_size=1))
