@@ -10,6 +10,7 @@ import json
 import math
 import os
 import sys
+import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from io import FileIO
 from pathlib import Path
@@ -79,6 +80,7 @@ def write_tensors(
   """
   digests: dict[str, str] = {}
   shards = plan_shards(tensors, max_shard_size)
+  refused = threading.Event()
   with _Disk() as disk, stage(title, len(tensors), "tensors") as bar:
     for file, members in shards.items():
       stream = disk.open(folder / file)
@@ -86,7 +88,10 @@ def write_tensors(
       with named(folder / file), concurrent.futures.ThreadPoolExecutor(threads) as pool:
         _write_at(stream, memoryview(header), 0)
         ends = itertools.accumulate((tensor.bytes for tensor in members), initial=len(header))
-        jobs = [pool.submit(_write_tensor, stream, t, at, source) for t, at in zip(members, ends, strict=False)]
+        jobs = [
+          pool.submit(_write_unless, refused, stream, tensor, at, source)
+          for tensor, at in zip(members, ends, strict=False)
+        ]
         try:
           for tensor, job in zip(members, jobs, strict=True):
             digests[tensor.name] = job.result()
@@ -97,6 +102,17 @@ def write_tensors(
             job.cancel()
     disk.finish()
   return Written(files=tuple(shards), digests=digests, index=_index(shards) if len(shards) > 1 else None)
+
+
+def _write_unless(refused: threading.Event, stream: FileIO, tensor: Planned, start: int, source: Source) -> str:
+  """Writes a tensor unless one before it was refused: no thread begins the next while that news travels."""
+  if refused.is_set():
+    raise concurrent.futures.CancelledError
+  try:
+    return _write_tensor(stream, tensor, start, source)
+  except BaseException:
+    refused.set()
+    raise
 
 
 def _write_tensor(stream: FileIO, tensor: Planned, start: int, source: Source) -> str:

@@ -133,7 +133,7 @@ def test_after_a_refusal_no_other_tensor_is_begun(tmp_path, threads):
   planned = [Planned(name=str(i), dtype="F32", shape=(1,)) for i in range(1000)]
   with pytest.raises(JaxchopError, match="tensor 0: element 0 is nan"):
     write_tensors(tmp_path, planned, source, threads=threads)
-  assert len(asked) < 1000
+  assert len(asked) <= threads
 
 
 def test_a_bad_value_is_refused_under_its_tensor_s_name(tmp_path):
