@@ -34,7 +34,7 @@ _API = {
   "pack": "jaxchop.data.pack",
   "Loader": "jaxchop.data.loader",
   "score": "jaxchop.prune.score",
-  "lowest": "jaxchop.prune.select",
+  "dropped_by": "jaxchop.prune.select",
   "keep_layers": "jaxchop.prune.surgery",
   # Not `recover`: once imported, the room of that name stands in its place.
   "recover_model": "jaxchop.recover.loop:recover",

@@ -61,7 +61,9 @@ def _inspect(parser: _Parser) -> None:
 def _score(parser: _Parser) -> None:
   parser.add_argument("model", help=_MODEL)
   parser.add_argument("-o", "--out", required=True, help="file to write, as scores.json")
-  parser.add_class_arguments(ScoreConfig, "score")
+  parser.add_argument("--count", type=int, help="layers to drop in what is shown; unset, a fifth")
+  parser.add_argument("--compare", action="store_true", help="show the layers each criterion drops side by side")
+  parser.add_class_arguments(ScoreConfig)
   parser.add_class_arguments(DataConfig, "data")
 
 
@@ -158,6 +160,13 @@ def parser() -> _Parser:
   return root
 
 
+class _ToStderr(logging.Handler):
+  """Writes to standard error as it is when a line comes: a caller of `main` may have put another in its place."""
+
+  def emit(self, record: logging.LogRecord) -> None:
+    sys.stderr.write(self.format(record) + "\n")
+
+
 def main(argv: Sequence[str] | None = None) -> int:
   """Runs one command and returns its exit code."""
   root = parser()
@@ -165,8 +174,10 @@ def main(argv: Sequence[str] | None = None) -> int:
   name: str = options.subcommand
   settings: Namespace = options[name]
   level = logging.WARNING if settings.quiet else logging.INFO
-  logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
+  logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[_ToStderr()])
   logging.getLogger("jaxchop").setLevel(level)
+  # It warns of texts longer than the model's window, which jaxchop cuts into windows.
+  logging.getLogger("transformers").setLevel(logging.ERROR)
   # transformers would remark that torch is absent: jaxchop takes only tokenizers from it.
   os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
   # JAX and all that follows load here, so that --help and wrong usage answer at once.

@@ -1,12 +1,13 @@
 """What each sub-command does: opens what it names, calls one room, returns an object that JSON can hold."""
 
 import dataclasses
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from jaxchop import stages
-from jaxchop.config import EvaluateConfig, PruneConfig, Recipe, RecoverConfig
+from jaxchop.config import EvaluateConfig, PruneConfig, Recipe, RecoverConfig, ScoreConfig
 from jaxchop.data.texts import read_splits
 from jaxchop.describe import describe
 from jaxchop.errors import UsageError
@@ -19,8 +20,11 @@ from jaxchop.model.generate import generate as continue_prompts
 from jaxchop.pipeline import Job, recovered, spent_on
 from jaxchop.pipeline import run as run_recipe
 from jaxchop.prune import plan as plans
+from jaxchop.prune.agreement import agreement, usual_count, verdicts
+from jaxchop.prune.criteria import named
 from jaxchop.prune.plan import Plan
-from jaxchop.prune.score import read_scores
+from jaxchop.prune.scores_file import from_json, read_scores
+from jaxchop.prune.surgery import keep_layers
 from jaxchop.report.page import write_report
 from jaxchop.subject import Subject
 
@@ -34,10 +38,20 @@ def inspect(options: Any) -> dict[str, Any]:
 
 
 def score(options: Any) -> dict[str, Any]:
-  subject, texts = Subject(options.model), read_splits(options.data)
-  found = stages.scores(subject, subject.load(), texts, options.score, options.score.criteria, options.data)
-  write_json(Path(options.out), found)
-  return found
+  subject, texts, out = Subject(options.model), read_splits(options.data), Path(options.out)
+  settings = _settings(ScoreConfig, options)
+  found = stages.scores(subject, subject.load(), texts, settings, named(settings.criteria), options.data, out)
+  write_json(out, found)
+  out.with_name(f"{out.name}.partial").unlink(missing_ok=True)
+  scores, layers = from_json(found), len(subject.keep)
+  count = options.count or usual_count(layers)
+  chosen = verdicts(scores, range(layers), count)
+  return found | {
+    "count": count,
+    "chosen": {name: dataclasses.asdict(verdict) for name, verdict in chosen.items()},
+    "agreement": agreement({name: verdict.drop for name, verdict in chosen.items()}),
+    "compare": options.compare,
+  }
 
 
 def prune(options: Any) -> dict[str, Any]:
@@ -74,13 +88,19 @@ def read_or_make_plan(subject: Subject, options: Any) -> Plan:
       )
     return plan
 
-  def found() -> Mapping[str, Any]:
+  def found(keep: tuple[int, ...]) -> Mapping[str, Any]:
     if options.scores:
+      if len(keep) < subject.checkpoint.layers:
+        raise UsageError(f"prune.rounds: {options.scores} holds one scoring; leave it out, or ask for one round")
       return read_scores(Path(options.scores))
-    criteria = (settings.criterion,)
-    return stages.scores(subject, subject.load(), read_splits(options.data), options.score, criteria, options.data)
+    criteria, texts = (settings.criterion,), read_splits(options.data)
+    with tempfile.TemporaryDirectory() as folder:
+      model = keep_layers(subject.load(), keep)
+      return stages.scores(
+        subject, model, texts, options.score, criteria, options.data, Path(folder) / "scores.json", keep=keep
+      )
 
-  return stages.plan(subject, settings, options.export, found)
+  return stages.plan(subject, settings, options.export, found, subject.load)
 
 
 def recover(options: Any) -> dict[str, Any]:

@@ -4,7 +4,26 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 Pattern = Literal["tail", "head", "middle", "alternate", "max_gap", "random"]
-Criterion = Literal["block_influence", "perplexity"]
+Criterion = Literal[
+  "magnitude_l1",
+  "magnitude_l2",
+  "magnitude_l1_mean",
+  "magnitude_l2_mean",
+  "taylor",
+  "taylor_batch",
+  "taylor_signed",
+  "block_influence",
+  "block_influence_pooled",
+  "angular",
+  "angular_all",
+  "cosine",
+  "relative_magnitude",
+  "euclidean",
+  "cka",
+  "perplexity",
+  "perplexity_run",
+  "perplexity_greedy",
+]
 Bos = Literal["none", "first", "every"]
 
 
@@ -32,21 +51,34 @@ class DataConfig:
 class ScoreConfig:
   """How layers are scored."""
 
-  criteria: tuple[Criterion, ...] = ("block_influence",)
-  """Criteria to compute: block_influence, perplexity."""
+  criteria: tuple[Criterion, ...] | Literal["all"] = ("block_influence",)
+  """Criteria to compute, or `all`."""
   windows: int = 16
   """Calibration windows."""
   window: int = 256
   """Tokens a window."""
   batch_size: int = 8
   """Windows run at once."""
+  skip_first: bool = False
+  """Leave the first token of every window out of the activation criteria: its norm is often a hundredfold."""
+  removal_windows: int | None = None
+  """Calibration windows for the criteria that run one model a candidate (perplexity…); unset, all."""
+  longest_run: int | None = None
+  """Most layers of a run that perplexity_run takes out; unset, all but one."""
+  greedy_rounds: int | None = None
+  """Layers that perplexity_greedy takes out one by one; unset, a third."""
+  greedy_first: int = 1
+  """First layers that perplexity_greedy never takes."""
+  greedy_last: int = 1
+  """Last layers that perplexity_greedy never takes."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class PruneConfig:
   """Which layers go.
 
-  One of drop, keep, pattern or criterion chooses; one of count, ratio, parameters or bytes says how many.
+  One of drop, keep, pattern or criterion chooses; one of count, ratio, parameters,
+  bytes or latency says how many.
   """
 
   drop: str | None = None
@@ -65,10 +97,16 @@ class PruneConfig:
   """Drop layers until at most this many parameters are left."""
   bytes: int | None = None
   """Drop layers until the weights take at most this many bytes."""
+  latency: float | None = None
+  """Drop layers until a decoded token takes at most this share of its time by the whole model, measured here."""
+  rounds: int = 1
+  """Times that layers are scored, an equal share of them going after each; 1 is one-shot."""
   protect_first: int = 0
-  """First layers that a count never drops."""
+  """First layers that a count never drops; the `+` rule of Shortened LLaMA is 4 here and 2 below."""
   protect_last: int = 0
   """Last layers that a count never drops."""
+  protect: str | None = None
+  """More layers that a count never drops, as 3,7,21:29 (half-open)."""
   seed: int = 0
   """Seed of the random pattern."""
 

@@ -27,6 +27,7 @@ from jaxchop.evaluate.speed import compare_speed
 from jaxchop.files import read_json, write_json, write_text
 from jaxchop.model.llama import Llama
 from jaxchop.prune import plan as plans
+from jaxchop.prune.criteria import named
 from jaxchop.prune.plan import Plan
 from jaxchop.prune.surgery import keep_layers
 from jaxchop.recover.loop import Recovered, recover
@@ -57,18 +58,32 @@ class Job:
   @functools.cached_property
   def plan(self) -> Plan:
     """Which layers stay: plan.json, from scores.json where a criterion chooses."""
-    plan = stages.plan(self.subject, self.recipe.prune, self.recipe.export, self._scores)
+    plan = stages.plan(self.subject, self.recipe.prune, self.recipe.export, self._scores, lambda: self.whole)
     write_json(self.folder.plan, plans.to_json(plan))
     return plan
 
-  def _scores(self) -> dict[str, Any]:
+  def _scores(self, keep: tuple[int, ...]) -> dict[str, Any]:
+    """Returns the scores of the model of the layers `keep`: scores.json of all, files of their own of later rounds."""
     recipe, subject = self.recipe, self.subject
-    criteria = tuple(dict.fromkeys((*recipe.score.criteria, *filter(None, (recipe.prune.criterion,)))))
-    return standing(
-      self.folder.scores,
-      (subject.identity, digest(self.texts.calibration), recipe.score, criteria),
-      lambda: stages.scores(subject, self.whole, self.texts, recipe.score, criteria, recipe.data),
+    criteria = tuple(dict.fromkeys((*named(recipe.score.criteria), *filter(None, (recipe.prune.criterion,)))))
+    later = len(keep) < subject.checkpoint.layers
+    out = self.folder.measured / f"scores-of-{len(keep)}-layers.json" if later else self.folder.scores
+    found = standing(
+      out,
+      (subject.identity, keep, digest(self.texts.calibration), recipe.score, criteria),
+      lambda: stages.scores(
+        subject,
+        keep_layers(self.whole, keep),
+        self.texts,
+        recipe.score,
+        criteria,
+        recipe.data,
+        out,
+        keep=keep if later else None,
+      ),
     )
+    out.with_name(f"{out.name}.partial").unlink(missing_ok=True)
+    return found
 
 
 def run(recipe: Recipe) -> dict[str, Any]:

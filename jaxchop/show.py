@@ -1,5 +1,6 @@
 """What a person sees of a command's result when it is not asked for as JSON: tables and a few lines of text."""
 
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -8,6 +9,7 @@ import rich.console
 import rich.table
 import rich.text
 
+from jaxchop.layers import spans
 from jaxchop.report.table import summary_table
 from jaxchop.report.wording import count, size
 
@@ -54,19 +56,45 @@ def _inspect(console: rich.console.Console, result: Result) -> None:
 
 
 def _score(console: rich.console.Console, result: Result) -> None:
-  criteria = result["criteria"]
-  table = _table("layer", *criteria)
-  rank = {name: sorted(range(len(c["per_layer"])), key=c["per_layer"].__getitem__) for name, c in criteria.items()}
-  for layer in range(len(next(iter(criteria.values()))["per_layer"])):
-    cells = []
-    for name, found in criteria.items():
-      low, high = found["interval"][layer]
-      place = rank[name].index(layer) + 1
-      cells.append(f"{found['per_layer'][layer]:.4g}  [{low:.4g}, {high:.4g}]  {place:>3}.")
-    table.add_row(str(layer), *map(rich.text.Text, cells))
+  if result["compare"]:
+    return _compare(console, result)
+  table = _table("criterion", f"drops {result['count']}", "same set", "order of removal", justify="left")
+  for name in result["criteria"]:
+    chosen = result["chosen"].get(name)
+    if chosen is None:
+      table.add_row(name, "not scored so far", "", "")
+      continue
+    ties = [*chosen["indistinct"], False]
+    order = " ".join(f"{layer}{' ~' if tie else ''}" for layer, tie in zip(chosen["order"], ties, strict=True))
+    same = "" if chosen["same_set"] is None else f"{100 * chosen['same_set']:.0f} %"
+    table.add_row(name, spans(chosen["drop"]), same, order)
   console.print(table)
-  _say(console, "value, 95 % interval over calibration windows, and place in the order of removal (1. goes first)")
-  _say(console, *(f"{name}: {found['definition']}" for name, found in criteria.items()))
+  _say(
+    console,
+    "order: of each layer by itself, the first goes first; ~ stands between two whose order may be chance",
+    "same set: share of resampled calibration texts that drop the same layers",
+  )
+  if (baseline := result["baseline"]) is not None:
+    low, high = (math.exp(value) for value in baseline["interval"])
+    _say(console, f"perplexity of the whole model {math.exp(baseline['nll']):.3f} [{low:.3f}, {high:.3f}]")
+  _say(console, *(f"{name}: {found['definition']}" for name, found in result["criteria"].items()))
+
+
+def _compare(console: rich.console.Console, result: Result) -> None:
+  """Prints what each criterion drops, a layer a row, and how far each two agree."""
+  chosen = result["chosen"]
+  names = {name: str(place + 1) for place, name in enumerate(chosen)}
+  table = _table("layer", *names.values(), justify="center")
+  layers = len(next(iter(result["criteria"].values()))["per_layer"])
+  for layer in range(layers):
+    table.add_row(str(layer), *("x" if layer in found["drop"] else "·" for found in chosen.values()))
+  console.print(table)
+  agree = _table("", *names.values())
+  for name, place in names.items():
+    agree.add_row(place, *(f"{100 * share:.0f}" for share in result["agreement"][name].values()))
+  console.print(agree)
+  _say(console, *(f"{place:>2}  {name}" for name, place in names.items()))
+  _say(console, f"x: among the {result['count']} layers dropped; below, % of common layers among those either drops")
 
 
 def _prune(console: rich.console.Console, result: Result) -> None:
@@ -152,10 +180,11 @@ def _verdict(ok: bool | None) -> rich.text.Text:
   return rich.text.Text(*{True: ("yes", "green"), False: ("NO", "bold red"), None: ("not compared", "yellow")}[ok])
 
 
-def _table(*columns: str) -> rich.table.Table:
+def _table(*columns: str, justify: rich.console.JustifyMethod = "right") -> rich.table.Table:
+  """Returns a table whose columns but the first are set as `justify` says."""
   table = rich.table.Table(box=rich.box.SIMPLE_HEAD, show_header=any(columns))
   for index, column in enumerate(columns):
-    table.add_column(column, overflow="fold", justify="right" if index and any(columns) else "left")
+    table.add_column(column, overflow="fold", justify=justify if index and any(columns) else "left")
   return table
 
 

@@ -1,62 +1,93 @@
 """What the sub-commands and the pipeline do with an opened model: score it, plan, measure it, write it."""
 
+import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from jaxchop.config import Criterion, DataConfig, ExportConfig, PruneConfig, ScoreConfig
+from jaxchop.config import DataConfig, ExportConfig, PruneConfig, ScoreConfig
 from jaxchop.data.sources import digest
 from jaxchop.data.split import Splits
 from jaxchop.data.windows import first_windows
 from jaxchop.errors import UsageError
+from jaxchop.evaluate.speed import compare_speed
 from jaxchop.hub.builtin import BUILTIN, MODEL_CARD
 from jaxchop.hub.check import CheckReport, check_in_fresh_process
 from jaxchop.hub.export import Exported, config_dtype, export_model
 from jaxchop.hub.names import EMBEDDING, layer_of
 from jaxchop.model.llama import Llama
-from jaxchop.prune import score as scoring
+from jaxchop.prune import scores_file
+from jaxchop.prune.journal import Journal
 from jaxchop.prune.plan import Plan, to_json
+from jaxchop.prune.score import Score, Scores, score
 from jaxchop.prune.select import Sizes, choose
+from jaxchop.prune.surgery import keep_layers
 from jaxchop.report.card import model_card
 from jaxchop.subject import Subject
 
 
 def scores(
-  subject: Subject, model: Llama, texts: Splits, config: ScoreConfig, criteria: Sequence[Criterion], data: DataConfig
+  subject: Subject,
+  model: Llama,
+  texts: Splits,
+  config: ScoreConfig,
+  criteria: Sequence[str],
+  data: DataConfig,
+  out: Path,
+  *,
+  keep: tuple[int, ...] | None = None,
 ) -> dict[str, Any]:
-  """Returns the content of scores.json: every layer of `model` by each criterion on the calibration text."""
-  ids_NT = first_windows(
-    texts.calibration, subject.tokenizer, count=config.windows, length=config.window, eos=subject.eos[0]
+  """Returns the content of scores.json: every layer of `model` by each criterion on the calibration text.
+
+  What stands in `out` and would come out the same is taken from there; losses measured so far lie beside it until all
+  is done. `keep` says which layers of the subject the model has, where it is cut already.
+  """
+  text = {"name": data.calibration or data.source, "digest": digest(texts.calibration)}
+  about = subject.identity if keep is None else subject.identity | {"digest": f"{subject.identity['digest']} {keep}"}
+  standing = scores_file.standing_scores(out, config, about, text)
+  missing = [name for name in criteria if name not in standing.criteria]
+  if missing:
+    ids_NT = first_windows(
+      texts.calibration, subject.tokenizer, count=config.windows, length=config.window, eos=subject.eos[0]
+    )
+    of = json.dumps([about, text, config.windows, config.window, config.batch_size])
+    journal = Journal(out.with_name(f"{out.name}.partial"), of)
+    new = score(model, ids_NT, missing, config, journal=journal)
+    standing = Scores(criteria={**standing.criteria, **new.criteria}, baseline=new.baseline or standing.baseline)
+  return scores_file.to_json(
+    standing, settings=config, model=about, data=text | {"windows": config.windows, "window": config.window}
   )
-  found = scoring.score(model, ids_NT, criteria, batch_size=config.batch_size)
-  about = {
-    "name": data.calibration or data.source,
-    "digest": digest(texts.calibration),
-    "windows": config.windows,
-    "window": config.window,
-  }
-  return scoring.to_json(found, model=subject.identity, data=about)
 
 
-def plan(subject: Subject, config: PruneConfig, export: ExportConfig, found: Callable[[], Mapping[str, Any]]) -> Plan:
-  """Returns which layers stay by `config`; where a criterion chooses, `found` gives the content of a scores.json."""
+def plan(
+  subject: Subject,
+  config: PruneConfig,
+  export: ExportConfig,
+  found: Callable[[tuple[int, ...]], Mapping[str, Any]],
+  whole: Callable[[], Llama],
+) -> Plan:
+  """Returns which layers stay by `config`.
+
+  Where a criterion chooses, `found` gives the content of a scores.json about the model that some of the layers make;
+  `whole` gives the model where its speed must be known.
+  """
   about: dict[str, Any] = {}
 
-  def score_of(criterion: Criterion) -> scoring.Score:
-    content = found()
+  def score_of(criterion: str, keep: tuple[int, ...]) -> Score:
+    content = found(keep)
     about.update(content["data"])
-    scores = scoring.from_json(content)
+    scores = scores_file.from_json(content).criteria
     if criterion not in scores:
       raise UsageError(f"prune.criterion: the scores hold {', '.join(scores)}, not {criterion}; score it first")
-    if len(scores[criterion].per_layer) != subject.checkpoint.layers:
+    if len(scores[criterion].per_layer) != len(keep):
       raise UsageError(
-        f"the scores are of {len(scores[criterion].per_layer)} layers, {subject.name} has {subject.checkpoint.layers}"
+        f"the scores are of {len(scores[criterion].per_layer)} layers, {subject.name} has {len(keep)} to score"
       )
     return scores[criterion]
 
-  choice = choose(config, sizes(subject, export), score_of)
+  choice = choose(config, sizes(subject, export), score_of, lambda: layer_share(whole()))
   return Plan(
     source=subject.identity,
     layers=subject.checkpoint.layers,
@@ -65,6 +96,17 @@ def plan(subject: Subject, config: PruneConfig, export: ExportConfig, found: Cal
     definition=choice.definition,
     data=about or None,
   )
+
+
+def layer_share(model: Llama) -> float:
+  """Returns the share of a model's time per decoded token that one layer takes, from it and its first half in turn."""
+  layers = len(model.layers)
+  half = max(1, layers // 2)
+  speeds = compare_speed({"whole": model, "half": keep_layers(model, range(half))})
+  whole, part = (1 / speeds[name].decode_tokens_per_second for name in ("whole", "half"))
+  if layers == half or part >= whole:
+    raise UsageError("prune.latency: fewer layers do not decode faster here; say how many layers by another target")
+  return (whole - part) / (layers - half) / whole
 
 
 def sizes(subject: Subject, export: ExportConfig) -> Sizes:

@@ -48,7 +48,7 @@ def test_help_needs_no_jax():
     (["run", "absent.yaml"], "absent.yaml"),
     (["run"], "out"),
     (["prune"], "model"),
-    (["score", "m", "-o", "x", "--score.criteria", "[luck]"], "score.criteria"),
+    (["score", "m", "-o", "x", "--criteria", "[luck]"], "criteria"),
   ],
 )
 def test_wrong_usage_is_one_line_that_names_the_setting(argv, said, capsys):

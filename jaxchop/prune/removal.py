@@ -1,40 +1,138 @@
-"""Criteria that take a layer out and look at the loss.
+"""Criteria that take layers out and look at the loss: one at a time, in contiguous runs, or greedily.
 
-Shapes: B windows, T tokens, D width, L layers.
+A candidate shares what enters its first removed layer with the whole model, so that prefix is computed once and only
+the layers behind it run again. One compiled program serves every candidate: which layers are dead is an argument.
+Shapes: N calibration windows, B windows at once, T tokens, D width, L layers, G candidates at once.
 """
+
+import itertools
+from collections.abc import Iterable, Sequence
+from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from jaxchop.model.llama import Block, Llama, positions, walk
-from jaxchop.model.loss import token_nll
+from jaxchop.model.llama import Llama, positions
 from jaxchop.model.rope import rotation
+from jaxchop.progress import stage
+from jaxchop.prune.activations import mean_nll
+from jaxchop.prune.journal import Journal
+from jaxchop.prune.subset import layer_at, run_alive
 
-PERPLEXITY = "perplexity of the calibration windows by the model without the layer (Shortened LLaMA, arXiv 2402.02834)"
+# A half-open range of layers that a candidate removes.
+Range = tuple[int, int]
+# A batch of calibration windows: ids_BT, real_BT (false at padding), and how many rows of it count.
+Batch = tuple[jax.Array, jax.Array, int]
 
 
-def nll_without_each(model: Llama, ids_BT: jax.Array) -> jax.Array:
-  """Returns nll_BL: per window, the mean nats per token of the model without block l; exact.
+def singles(layers: Sequence[int]) -> list[Range]:
+  """Returns the ranges that remove one layer each."""
+  return [(layer, layer + 1) for layer in layers]
 
-  Candidate l shares the activations that enter block l with the whole model, so only the blocks after it run again:
-  about half the work of running each candidate from the start, in one program whatever the candidate.
-  Source: the perplexity criterion of Shortened LLaMA, arXiv 2402.02834.
+
+def contiguous(layers: int, longest: int) -> list[Range]:
+  """Returns every range of 1..longest layers of a model, the whole model excepted."""
+  return [
+    (start, start + size) for size in range(1, min(longest, layers - 1) + 1) for start in range(layers - size + 1)
+  ]
+
+
+class Removals:
+  """The loss of a model without any of its layers; what was measured once, in `journal` or before, is not run again."""
+
+  def __init__(
+    self, rest: Llama, stack: Any, batches: Sequence[Batch], *, together: int = 4, journal: Journal | None = None
+  ):
+    """`stack` holds the layers, see subset.py, `rest` the model around them; `together` candidates run as one batch."""
+    self._rest, self._stack, self._batches, self._together = rest, stack, batches, together
+    self._journal = journal or Journal()
+    self._layers = len(jax.tree.leaves(stack)[0])
+
+  def nll(self, ranges: Iterable[Range], removed: frozenset[int] = frozenset(), *, title: str) -> np.ndarray:
+    """Returns nll_CN: per candidate and window the mean nats per token without `removed` and without its range."""
+    ranges = list(ranges)
+    names = [_named(removed | set(range(*r))) for r in ranges]
+    alive_L = np.array([layer not in removed for layer in range(self._layers)])
+    with stage(title, len(ranges) * len(self._batches), "candidates") as bar:
+      for index, batch in enumerate(self._batches):
+        missing = [r for r, name in zip(ranges, names, strict=True) if self._journal.get(name, index) is None]
+        bar.advance(len(ranges) - len(missing))
+        if missing:
+          for r, nll_B in self._measured(batch, missing, alive_L):
+            self._journal.put(_named(removed | set(range(*r))), index, nll_B[: batch[2]].tolist())
+            bar.advance(1)
+    return np.array([[value for b in range(len(self._batches)) for value in self._journal[n, b]] for n in names])
+
+  def _measured(self, batch: Batch, ranges: Sequence[Range], alive_L: np.ndarray) -> Iterable[tuple[Range, np.ndarray]]:
+    """Yields the losses of one batch, candidates that end at the same layer run as one batch of their own."""
+    ids_BT, real_BT, _ = batch
+    entering_LBTD = _entering(self._rest, self._stack, ids_BT, alive_L)
+    finish = partial(_finish, self._rest, self._stack, entering_LBTD, ids_BT, real_BT, alive_L)
+    by_end = sorted(ranges, key=lambda r: (r[1], r[0]))
+    widest = max(len(list(same)) for _, same in itertools.groupby(by_end, key=lambda r: r[1]))
+    size = min(self._together, widest)
+    for end, same in itertools.groupby(by_end, key=lambda r: r[1]):
+      group = list(same)
+      for at in range(0, len(group), size):
+        part = group[at : at + size]
+        starts_G = np.array([start for start, _ in part] + [part[0][0]] * (size - len(part)))
+        yield from zip(part, np.asarray(finish(starts_G, end)), strict=False)
+
+
+def greedy(
+  removals: Removals, candidates: Sequence[int], rounds: int, *, title: str
+) -> tuple[tuple[int, ...], tuple[np.ndarray, ...]]:
+  """Returns the layers in the order of removal and, per round, the loss nll_CN of every candidate that was left.
+
+  Each round removes the layer without which the loss is lowest, and measures the others anew; of equal ones the later
+  layer goes. Source: SLEB, arXiv 2402.09025.
   """
-  turn = rotation(model.config, positions(ids_BT))
-  head_DV = model.head_DV()
+  gone: list[int] = []
+  found = []
+  for number in range(rounds):
+    left = [layer for layer in candidates if layer not in gone]
+    nll_CN = removals.nll(singles(left), frozenset(gone), title=f"{title}, round {number + 1} of {rounds}")
+    gone.append(left[_last_argmin(nll_CN.mean(axis=1))])
+    found.append(nll_CN)
+  return tuple(gone), tuple(found)
 
-  def keep_input(layer: Block, x_BTD: jax.Array, _: None) -> tuple[jax.Array, jax.Array]:
-    return layer(x_BTD, turn), x_BTD
 
-  def finish(candidate: tuple[jax.Array, jax.Array]) -> jax.Array:
-    removed, x_BTD = candidate
-    x_BTD = jax.lax.fori_loop(removed + 1, len(model.layers), run_block, x_BTD)
-    return token_nll(model.norm(x_BTD)[:, :-1], head_DV, ids_BT[:, 1:]).mean(axis=1)
+def _last_argmin(values: np.ndarray) -> int:
+  return len(values) - 1 - int(np.argmin(values[::-1]))
 
-  stack = jax.tree.map(lambda *leaves: jnp.stack(leaves), *model.layers)
 
-  def run_block(index: jax.Array, x_BTD: jax.Array) -> jax.Array:
-    return jax.tree.map(lambda leaf: leaf[index], stack)(x_BTD, turn)
+def _named(removed: Iterable[int]) -> str:
+  return ",".join(map(str, sorted(removed)))
 
-  inputs_LBTD = walk(model.layers, model.embed(ids_BT), keep_input)[1]
-  return jax.lax.map(finish, (jnp.arange(len(model.layers)), inputs_LBTD)).T
+
+@jax.jit
+def _entering(rest: Llama, stack: Any, ids_BT: jax.Array, alive_L: jax.Array) -> jax.Array:
+  """Returns entering_LBTD: what enters each layer of the model of the layers that are alive."""
+  turn = rotation(rest.config, positions(ids_BT))
+
+  def body(x_BTD: jax.Array, index: jax.Array) -> tuple[jax.Array, jax.Array]:
+    y_BTD = jax.lax.cond(alive_L[index], lambda x: layer_at(stack, index)(x, turn), lambda x: x, x_BTD)
+    return y_BTD, x_BTD
+
+  return jax.lax.scan(body, rest.embed(ids_BT), jnp.arange(len(alive_L)))[1]
+
+
+@jax.jit
+def _finish(
+  rest: Llama,
+  stack: Any,
+  entering_LBTD: jax.Array,
+  ids_BT: jax.Array,
+  real_BT: jax.Array,
+  alive_L: jax.Array,
+  starts_G: jax.Array,
+  end: jax.Array,
+) -> jax.Array:
+  """Returns nll_GB of the candidates without the layers starts_G..end, which all go on with layer `end`."""
+  G, (B, T) = len(starts_G), ids_BT.shape
+  x_MTD = entering_LBTD[starts_G].reshape(G * B, T, -1)
+  x_MTD = run_alive(stack, x_MTD, rotation(rest.config, positions(ids_BT)), alive_L, end)
+  ids_MT, real_MT = jnp.tile(ids_BT, (G, 1)), jnp.tile(real_BT, (G, 1))
+  return mean_nll(rest, x_MTD, ids_MT, real_MT).reshape(G, B)

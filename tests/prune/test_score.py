@@ -1,16 +1,19 @@
 """Scores against plain references: one model, one candidate, one window at a time."""
 
 import itertools
+import json
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
 
+from jaxchop.config import ScoreConfig
 from jaxchop.errors import JaxchopError
 from jaxchop.model.config import LlamaConfig
 from jaxchop.model.llama import Llama, hidden
-from jaxchop.prune.score import from_json, read_scores, score, to_json
+from jaxchop.prune.score import score
+from jaxchop.prune.scores_file import from_json, read_scores, to_json
 from jaxchop.prune.surgery import keep_layers
 
 CONFIG = LlamaConfig(
@@ -49,7 +52,7 @@ def test_block_influence_is_the_mean_cosine_distance_of_each_token(model):
   for x, y in itertools.pairwise(stream):
     cosine = (x * y).sum(-1) / np.linalg.norm(x, axis=-1) / np.linalg.norm(y, axis=-1)
     expected.append((1 - cosine).mean())
-  found = score(model, IDS_NT, ["block_influence"], batch_size=2)["block_influence"]
+  found = score(model, IDS_NT, ["block_influence"], ScoreConfig(batch_size=2))["block_influence"]
   np.testing.assert_allclose(found.per_layer, expected, rtol=1e-4)
 
 
@@ -64,12 +67,14 @@ def test_block_influence_of_a_block_that_adds_nothing_is_zero(model):
 
 def test_perplexity_without_each_layer_equals_rebuilding_the_model_without_it(model):
   expected = [np.exp(mean_nll(keep_layers(model, [i for i in range(4) if i != out]), IDS_NT)) for out in range(4)]
-  found = score(model, IDS_NT, ["perplexity"], batch_size=2)["perplexity"]
+  found = score(model, IDS_NT, ["perplexity"], ScoreConfig(batch_size=2))["perplexity"]
   np.testing.assert_allclose(found.per_layer, expected, rtol=1e-5)
 
 
 def test_batch_size_changes_no_score(model):
-  one, all_at_once = (score(model, IDS_NT, ["block_influence"], batch_size=b)["block_influence"] for b in (1, 5))
+  one, all_at_once = (
+    score(model, IDS_NT, ["block_influence"], ScoreConfig(batch_size=b))["block_influence"] for b in (1, 5)
+  )
   np.testing.assert_allclose(one.per_layer, all_at_once.per_layer, rtol=1e-5)
 
 
@@ -82,7 +87,13 @@ def test_intervals_enclose_the_score_and_shrink_to_it_when_windows_agree(model):
 
 def test_scores_survive_their_file(model):
   scores = score(model, IDS_NT, ["block_influence", "perplexity"])
-  assert from_json(to_json(scores, model={}, data={})) == scores
+  about = {"digest": "x"}
+  content = json.loads(json.dumps(to_json(scores, settings=ScoreConfig(), model=about, data=about)))
+  again = from_json(content)
+  for name, score_of in scores.criteria.items():
+    assert again[name].per_layer == score_of.per_layer
+    assert again[name].interval == score_of.interval
+    np.testing.assert_allclose(again[name].bootstrap, score_of.bootstrap, rtol=1e-5)
 
 
 @pytest.mark.parametrize("content", ["{}", "[]", '{"criteria": {"perplexity": {}}}', "{"])

@@ -13,10 +13,10 @@ SIZES = Sizes(layers=10, per_layer=100, outside=50, parameter_bytes=2)
 
 
 def scores(*values):
-  return lambda name: Score(name, "words", values, (), ())
+  return lambda name, keep: Score(name=name, definition="words", per_layer=values)
 
 
-def never(name):
+def never(name, keep):
   raise AssertionError(f"{name} was scored for nothing")
 
 
