@@ -16,7 +16,16 @@ from typing import Any, NoReturn
 
 from jsonargparse import ActionConfigFile, ArgumentParser, Namespace, set_parsing_settings
 
-from jaxchop.config import DataConfig, EvaluateConfig, ExportConfig, PruneConfig, Recipe, RecoverConfig, ScoreConfig
+from jaxchop.config import (
+  DataConfig,
+  EvaluateConfig,
+  ExportConfig,
+  MergingConfig,
+  PruneConfig,
+  Recipe,
+  RecoverConfig,
+  ScoreConfig,
+)
 from jaxchop.errors import JaxchopError
 
 _MODEL = "a folder, a .gguf file, a hub id (org/name[@revision]), `builtin`, or a run folder"
@@ -75,6 +84,7 @@ def _prune(parser: _Parser) -> None:
   parser.add_argument("--plan-only", action="store_true", help="write the plan, not the model")
   parser.add_argument("--overwrite", action="store_true", help="replace a folder that jaxchop wrote")
   parser.add_class_arguments(PruneConfig)
+  parser.add_class_arguments(MergingConfig, "merging")
   parser.add_class_arguments(ExportConfig, "export")
   parser.add_class_arguments(ScoreConfig, "score")
   parser.add_class_arguments(DataConfig, "data")

@@ -14,6 +14,7 @@ from jaxchop.errors import UsageError
 from jaxchop.evaluate.measure import measure
 from jaxchop.evaluate.speed import compare_speed
 from jaxchop.files import write_json
+from jaxchop.hub.export import export_model
 from jaxchop.hub.rewrite import prune_checkpoint
 from jaxchop.model.generate import Sampling
 from jaxchop.model.generate import generate as continue_prompts
@@ -64,16 +65,19 @@ def prune(options: Any) -> dict[str, Any]:
     return content
   if not options.out:
     raise UsageError("prune: name the folder to write with -o, or ask for --plan-only")
-  exported = prune_checkpoint(
-    subject.checkpoint,
-    plan.keep,
-    Path(options.out),
-    dtype=options.export.dtype,
-    max_shard_size=options.export.max_shard_size,
-    overwrite=options.overwrite,
-    readme=stages.card(subject, plan),
-    provenance={"plan": content},
-  )
+  common = {
+    "dtype": options.export.dtype,
+    "max_shard_size": options.export.max_shard_size,
+    "overwrite": options.overwrite,
+    "readme": stages.card(subject, plan),
+    "provenance": {"plan": content},
+  }
+  out = Path(options.out)
+  if plan.merges or plan.repair:
+    model = stages.cut(subject, subject.load(), plan, options.merging, lambda: read_splits(options.data))
+    exported = export_model(model, subject.checkpoint, out, keep=plan.keep, **common)
+  else:
+    exported = prune_checkpoint(subject.checkpoint, plan.keep, out, **common)
   return content | {"folder": str(exported.folder), "parameters": exported.parameters, "bytes": exported.bytes}
 
 
@@ -100,7 +104,10 @@ def read_or_make_plan(subject: Subject, options: Any) -> Plan:
         subject, model, texts, options.score, criteria, options.data, Path(folder) / "scores.json", keep=keep
       )
 
-  return stages.plan(subject, settings, options.export, found, subject.load)
+  recipe = Recipe(
+    out="", model=options.model, data=options.data, prune=settings, merging=options.merging, export=options.export
+  )
+  return stages.plan(subject, recipe, found, subject.load, lambda: read_splits(options.data))
 
 
 def recover(options: Any) -> dict[str, Any]:

@@ -24,6 +24,7 @@ Criterion = Literal[
   "perplexity_run",
   "perplexity_greedy",
 ]
+Merging = Literal["laco", "slm", "mka", "streamline", "linear_map"]
 Bos = Literal["none", "first", "every"]
 
 
@@ -77,8 +78,8 @@ class ScoreConfig:
 class PruneConfig:
   """Which layers go.
 
-  One of drop, keep, pattern or criterion chooses; one of count, ratio, parameters,
-  bytes or latency says how many.
+  One of drop, keep, pattern or criterion chooses; one of count, ratio, parameters, bytes or latency says how many.
+  laco, slm and mka choose by themselves.
   """
 
   drop: str | None = None
@@ -109,6 +110,53 @@ class PruneConfig:
   """More layers that a count never drops, as 3,7,21:29 (half-open)."""
   seed: int = 0
   """Seed of the random pattern."""
+  merge: Merging | None = None
+  """Merge layers (laco, slm, mka), train one in place of a run (streamline), or fold a map of a run into the layer
+  before it (linear_map), instead of only dropping; see merging."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class MergingConfig:
+  """How prune.merge merges layers or stands in for them; the defaults are those of the papers."""
+
+  mode: Literal["telescope", "rdsc"] = "telescope"
+  """laco, slm: the released code's merge, or the paper's (LaCo eq. 1)."""
+  threshold: float | None = None
+  """laco, slm: least similarity to the whole model; unset, 0.65 and 0.72, or what a target of prune needs (laco)."""
+  layers_per_merge: int = 4
+  """laco: layers that become one, C."""
+  interval: int = 2
+  """laco: layers that the search goes down after a merge, I."""
+  lowest: int = 0
+  """laco: lowest layer that may absorb others, L."""
+  highest: int | None = None
+  """laco: the search starts layers_per_merge below this layer, H; unset, the last."""
+  order: Literal["similar", "last"] = "similar"
+  """mka: merge the most similar neighbours, or always the last two as released."""
+  beta: float = 1.0
+  """mka: steepness of the weights' sigmoid."""
+  sentences: int = 10
+  """laco, slm, mka: calibration sentences, the first paragraphs of the calibration text."""
+  sentence_tokens: int = 64
+  """laco, slm, mka: a sentence is cut after so many tokens."""
+  windows: int = 64
+  """streamline, linear_map: windows of training text to fit on."""
+  window: int = 256
+  """streamline, linear_map: tokens a window."""
+  batch_size: int = 8
+  """Sentences or windows run at once; streamline: in a step."""
+  epochs: int = 1
+  """streamline: passes over the windows."""
+  learning_rate: float = 2e-4
+  """streamline: highest learning rate."""
+  final_learning_rate: float = 5e-5
+  """streamline: where its cosine ends."""
+  weight_decay: float = 1e-3
+  """streamline: decoupled weight decay."""
+  ridge: float = 1e-8
+  """linear_map: pull of the map towards plain dropping."""
+  seed: int = 0
+  """streamline: decides the order of the windows."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -209,6 +257,7 @@ class Recipe:
   data: DataConfig = field(default_factory=DataConfig)
   score: ScoreConfig = field(default_factory=ScoreConfig)
   prune: PruneConfig = field(default_factory=PruneConfig)
+  merging: MergingConfig = field(default_factory=MergingConfig)
   recover: RecoverConfig = field(default_factory=RecoverConfig)
   evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
   export: ExportConfig = field(default_factory=ExportConfig)

@@ -5,6 +5,7 @@ The whole model is held only until the pruned one is cut from it and both are me
 
 import dataclasses
 import functools
+import json
 import logging
 import math
 import resource
@@ -56,9 +57,14 @@ class Job:
     return self.subject.load()
 
   @functools.cached_property
+  def small(self) -> Llama:
+    """The pruned model before recovery; what the prune leaves as it is, it shares with the whole one."""
+    return stages.cut(self.subject, self.whole, self.plan, self.recipe.merging, lambda: self.texts)
+
+  @functools.cached_property
   def plan(self) -> Plan:
     """Which layers stay: plan.json, from scores.json where a criterion chooses."""
-    plan = stages.plan(self.subject, self.recipe.prune, self.recipe.export, self._scores, lambda: self.whole)
+    plan = stages.plan(self.subject, self.recipe, self._scores, lambda: self.whole, lambda: self.texts)
     write_json(self.folder.plan, plans.to_json(plan))
     return plan
 
@@ -99,7 +105,7 @@ def run(recipe: Recipe) -> dict[str, Any]:
     log.info("%s: %s", job.subject.name, job.plan.words)
     models = {
       "original": measured(job, "original", lambda: job.whole),
-      "pruned": measured(job, "pruned", lambda: keep_layers(job.whole, job.plan.keep)),
+      "pruned": measured(job, "pruned", lambda: job.small),
     }
     speed = timed(job)
     spent = exported(job, text)
@@ -117,7 +123,7 @@ def measured(job: Job, name: str, model: Callable[[], Llama]) -> dict[str, Any]:
   """Returns one model's perplexity and continuations; `model` is called only when they are not known yet."""
   settings, subject = job.recipe.evaluate, job.subject
   key = [name, subject.identity, digest(job.texts.held_out), settings]
-  key += [job.plan.keep] if name != "original" else []
+  key += [cut_by(job)] if name != "original" else []
   key += [trained(job)] if name == "recovered" else []
   return standing(
     job.folder.measured / f"{name}.json",
@@ -126,6 +132,12 @@ def measured(job: Job, name: str, model: Callable[[], Llama]) -> dict[str, Any]:
       model(), subject.tokenizer, job.texts.held_out, settings, eos=subject.eos, title=f"Measuring {name}"
     ),
   )
+
+
+def cut_by(job: Job) -> tuple[Any, ...]:
+  """Returns what the pruned weights depend on beside the whole ones."""
+  plan, fitted = job.plan, (job.recipe.merging, digest(job.texts.training))
+  return plan.keep, *plan.merges, *((plan.repair, *fitted) if plan.repair else ())
 
 
 def trained(job: Job) -> tuple[Any, ...]:
@@ -138,7 +150,7 @@ def timed(job: Job) -> dict[str, Any]:
   settings = job.recipe.evaluate
 
   def make() -> dict[str, Any]:
-    models = {"original": job.whole, "pruned": keep_layers(job.whole, job.plan.keep)}
+    models = {"original": job.whole, "pruned": job.small}
     found = compare_speed(models, prompt_tokens=settings.prompt_tokens, new_tokens=settings.new_tokens)
     return {name: dataclasses.asdict(speed) for name, speed in found.items()}
 
@@ -155,7 +167,7 @@ def exported(job: Job, recipe: str) -> dict[str, Any]:
     stages.write(subject, again.model, job.plan, job.folder.export, job.recipe.export, overwrite=True, recipe=recipe)
     return spent_on(again)
 
-  key = job.subject.identity, job.plan.keep, trained(job)
+  key = job.subject.identity, cut_by(job), trained(job)
   return standing(job.folder.measured / "recovery.json", key, make, product=job.folder.export / "config.json")
 
 
@@ -163,10 +175,10 @@ def recovered(job: Job) -> Recovered:
   """Returns the pruned model after continued pretraining; the whole one is let go first."""
   settings, subject = job.recipe.recover, job.subject
   packed = training_data(job)
-  start = keep_layers(job.whole, job.plan.keep)
-  del job.whole
+  start = job.small
+  del job.small, job.whole
   batches = Loader(packed, batch_size=settings.batch_size, seed=settings.seed)
-  meta = {"source": subject.identity, "keep": list(job.plan.keep), "data": packed.digest}
+  meta = {"source": subject.identity, "cut": json.loads(json.dumps(cut_by(job), default=str)), "data": packed.digest}
   return recover(start, batches, settings, job.folder.path, meta=meta)
 
 

@@ -7,22 +7,25 @@ from typing import Any
 
 import numpy as np
 
-from jaxchop.config import DataConfig, ExportConfig, PruneConfig, ScoreConfig
+from jaxchop.config import DataConfig, ExportConfig, MergingConfig, Recipe, ScoreConfig
 from jaxchop.data.sources import digest
 from jaxchop.data.split import Splits
-from jaxchop.data.windows import first_windows
+from jaxchop.data.windows import first_sentences, first_windows
 from jaxchop.errors import UsageError
 from jaxchop.evaluate.speed import compare_speed
 from jaxchop.hub.builtin import BUILTIN, MODEL_CARD
 from jaxchop.hub.check import CheckReport, check_in_fresh_process
 from jaxchop.hub.export import Exported, config_dtype, export_model
 from jaxchop.hub.names import EMBEDDING, layer_of
+from jaxchop.layers import without
 from jaxchop.model.llama import Llama
 from jaxchop.prune import scores_file
+from jaxchop.prune.cut import MERGES, merged, repair_of
+from jaxchop.prune.cut import cut as cut_model
 from jaxchop.prune.journal import Journal
 from jaxchop.prune.plan import Plan, to_json
 from jaxchop.prune.score import Score, Scores, score
-from jaxchop.prune.select import Sizes, choose
+from jaxchop.prune.select import Sizes, choose, how_many, targets
 from jaxchop.prune.surgery import keep_layers
 from jaxchop.report.card import model_card
 from jaxchop.subject import Subject
@@ -63,15 +66,15 @@ def scores(
 
 def plan(
   subject: Subject,
-  config: PruneConfig,
-  export: ExportConfig,
+  recipe: Recipe,
   found: Callable[[tuple[int, ...]], Mapping[str, Any]],
   whole: Callable[[], Llama],
+  texts: Callable[[], Splits],
 ) -> Plan:
-  """Returns which layers stay by `config`.
+  """Returns which layers stay by a recipe's `prune`, and what is merged into them or stands for the others.
 
   Where a criterion chooses, `found` gives the content of a scores.json about the model that some of the layers make;
-  `whole` gives the model where its speed must be known.
+  `whole` gives the model where it must be run, `texts` what it is run on.
   """
   about: dict[str, Any] = {}
 
@@ -87,15 +90,73 @@ def plan(
       )
     return scores[criterion]
 
-  choice = choose(config, sizes(subject, export), score_of, lambda: layer_share(whole()))
+  def share() -> float:
+    return layer_share(whole())
+
+  config, size = recipe.prune, sizes(subject, recipe.export)
+  if config.merge in ("laco", "slm", "mka"):
+    return _merged_plan(subject, recipe, size, share, whole, texts)
+  # The layer that streamline trains stands for one more than go.
+  choice = choose(config, size, score_of, share, more=int(config.merge == "streamline"))
+  repair, keep = None, choice.keep
+  if config.merge:
+    repair = repair_of(config.merge, without(choice.keep, size.layers))
+    keep = without(range(repair.start + int(config.merge == "streamline"), repair.end), size.layers)
   return Plan(
     source=subject.identity,
     layers=subject.checkpoint.layers,
-    keep=choice.keep,
+    keep=keep,
     criterion=choice.criterion,
-    definition=choice.definition,
+    definition="; ".join([choice.definition, *([MERGES[config.merge]] if config.merge else [])]),
     data=about or None,
+    repair=repair,
   )
+
+
+def _merged_plan(
+  subject: Subject,
+  recipe: Recipe,
+  size: Sizes,
+  share: Callable[[], float],
+  whole: Callable[[], Llama],
+  texts: Callable[[], Splits],
+) -> Plan:
+  config, merging = recipe.prune, recipe.merging
+  assert config.merge is not None
+  if chooser := next((n for n in ("drop", "keep", "pattern", "criterion") if getattr(config, n) is not None), None):
+    raise UsageError(f"prune.{chooser}: {config.merge} chooses the layers itself; leave one of the two out")
+  count = how_many(config, size, share) if targets(config) else None
+  text = texts()
+  sentences = first_sentences(
+    text.calibration, subject.tokenizer, count=merging.sentences, length=merging.sentence_tokens
+  )
+  found = merged(whole(), config.merge, merging, count, sentences)
+  return Plan(
+    source=subject.identity,
+    layers=size.layers,
+    keep=found.keep,
+    criterion=config.merge,
+    definition=MERGES[config.merge],
+    data={
+      "name": recipe.data.calibration or recipe.data.source,
+      "digest": digest(text.calibration),
+      "sentences": merging.sentences,
+      "sentence_tokens": merging.sentence_tokens,
+    },
+    merges=found.merges,
+  )
+
+
+def cut(subject: Subject, model: Llama, made: Plan, config: MergingConfig, texts: Callable[[], Splits]) -> Llama:
+  """Returns the model that a plan makes of the whole one; a layer or map in place of others is fitted now."""
+
+  def windows() -> tuple[np.ndarray, np.ndarray]:
+    ids_NT = first_windows(
+      texts().training, subject.tokenizer, count=config.windows, length=config.window, eos=subject.eos[0]
+    )
+    return ids_NT, np.ones(ids_NT.shape, bool)
+
+  return cut_model(model, made, config, windows)
 
 
 def layer_share(model: Llama) -> float:

@@ -1,19 +1,22 @@
 """A model as people name it, opened: a folder, a GGUF file, a hub id, `builtin`, or a jaxchop run."""
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import jax.numpy as jnp
 from transformers import PreTrainedTokenizerFast
 
+from jaxchop.errors import JaxchopError
 from jaxchop.hub.check import load_reference as hub_reference
 from jaxchop.hub.checkpoint import Checkpoint
 from jaxchop.hub.load import load_model, open_checkpoint
 from jaxchop.hub.tokenizer import eos_ids, load_tokenizer
 from jaxchop.model.llama import Llama
 from jaxchop.model.tree import abstract, unflatten
+from jaxchop.prune import plan as plans
+from jaxchop.prune.merge import apply_merges
 from jaxchop.prune.plan import Plan, read_plan
 from jaxchop.recover.checkpoint import load_weights
 from jaxchop.run_folder import RunFolder
@@ -52,7 +55,7 @@ class Subject:
       flat, _ = load_weights(self.run.checkpoints)
       like = abstract(self.checkpoint.architecture, len(self.keep))
       return unflatten(like, {name: jnp.asarray(value) for name, value in flat.items()})
-    return load_model(self.checkpoint, keep=self.keep)
+    return cut_without_text(self.checkpoint, self.plan, self.name)
 
 
 def _source_of(plan: Plan) -> str:
@@ -61,7 +64,25 @@ def _source_of(plan: Plan) -> str:
   return f"{name}@{revision}" if hub_id and "@" not in name else name
 
 
-def load_reference(name: str, revision: str | None, keep: Sequence[int] | None) -> Llama:
-  """Returns what an export's weights must equal: a run's own, or the kept layers of any other model."""
+def cut_without_text(checkpoint: Checkpoint, plan: Plan | None, name: str) -> Llama:
+  """Returns what a plan makes of a model, or all of it; raises JaxchopError where that was fitted on text."""
+  if plan is None:
+    return load_model(checkpoint)
+  if plan.repair is not None:
+    raise JaxchopError(f"{name}: {plan.repair.words}, whose weights are in no checkpoint yet; recover the run first")
+  return apply_merges(load_model(checkpoint), plan.merges) if plan.merges else load_model(checkpoint, keep=plan.keep)
+
+
+def load_reference(name: str, revision: str | None, about: Mapping[str, Any]) -> Llama | None:
+  """Returns what an export's weights must equal: a run's own, or what its plan makes of the source; see hub/check.py.
+
+  None where the plan's weights were fitted on text and the name is not their run.
+  """
   subject = Subject(name)
-  return subject.load() if subject.run else hub_reference(name, revision, keep)
+  if subject.run:
+    return subject.load()
+  content = about.get("provenance", {}).get("plan")
+  plan = plans.from_json(content, "the plan in jaxchop.json") if content else None
+  if plan is None or not (plan.merges or plan.repair) or plan.layers != subject.checkpoint.layers:
+    return hub_reference(name, revision, about)
+  return None if plan.repair else cut_without_text(subject.checkpoint, plan, name)

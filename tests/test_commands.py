@@ -96,6 +96,56 @@ def test_rounds_score_what_is_left(here, model, capsys):
   assert plan["drop"] == [layer for layer, place in enumerate(order) if place <= 2]
 
 
+MERGES = {
+  "laco": ["--count", "1", "--merging.layers_per_merge", "2", "--merging.interval", "1"],
+  "slm": ["--merging.threshold", "0.2", "--merging.mode", "rdsc"],
+  "mka": ["--count", "2"],
+  "streamline": ["--criterion", "cosine", "--count", "1", "--merging.batch_size", "2"],
+  "linear_map": ["--drop", "1:3"],
+}
+FITTING = ["--merging.windows", "4", "--merging.window", "32"]
+
+
+@pytest.mark.parametrize("method", MERGES)
+def test_every_merge_is_pruned_exported_and_checked(here, model, method, capsys):
+  ask = ["prune", model, "--merge", method, *MERGES[method], *FITTING, *FEW]
+  made = answer(capsys, *ask, "-o", "small")
+  assert made["merges"] or made["repair"]
+  assert len(made["keep"]) < made["layers"]
+  report = answer(capsys, "check", "small")
+  (source,) = (line for line in report["lines"] if line["name"] == "source")
+  assert source["ok"] is (None if made["repair"] else True)
+  assert answer(capsys, "inspect", "small")["layers"] == len(made["keep"])
+
+
+def test_a_merge_differs_from_dropping_and_its_plan_makes_it_again(here, model, capsys):
+  ask = ["--merge", "mka", "--count", "2", *FEW, *FITTING]
+  plan = answer(capsys, "prune", model, *ask, "--plan-only", "-o", "plan.json")
+  answer(capsys, "prune", model, "--plan", "plan.json", "-o", "merged")
+  answer(capsys, "prune", model, *ask, "-o", "again")
+  answer(capsys, "prune", model, "--keep", ",".join(map(str, plan["keep"])), "-o", "dropped")
+  weights = [Path(name, "model.safetensors").read_bytes() for name in ("merged", "again", "dropped")]
+  assert weights[0] == weights[1] != weights[2]
+
+
+@pytest.mark.parametrize(
+  ("wish", "words"),
+  [
+    (["--merge", "laco", "--criterion", "cosine", "--count", "1"], "chooses the layers itself"),
+    (["--merge", "mka"], "how many layers"),
+    (["--merge", "slm", "--count", "1"], "merging.threshold"),
+    (["--merge", "linear_map", "--drop", "1,3"], "one run"),
+    (["--merge", "linear_map", "--drop", "0:2"], "0"),
+    (["--merge", "laco", "--count", "1", "--merging.threshold", "0.5"], "merging.threshold"),
+    (["--criterion", "perplexity", "--count", "2", "--rounds", "3"], "rounds"),
+  ],
+)
+def test_a_wish_that_contradicts_itself_is_refused(here, model, wish, words, capsys):
+  assert main(["prune", model, *wish, "-o", "small", *FEW, *FITTING]) == 2
+  assert words in capsys.readouterr().err.splitlines()[-1]
+  assert not Path("small").exists()
+
+
 def test_a_plan_of_another_model_is_refused(here, model, tiny_folder, capsys):
   answer(capsys, "prune", model, "--drop", "1", "--plan-only", "-o", "plan.json")
   longer = str(tiny_folder(num_hidden_layers=6))

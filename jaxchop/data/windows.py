@@ -1,4 +1,4 @@
-"""Windows of tokens to score layers with. Shapes: N windows, T tokens."""
+"""Windows and sentences of tokens to score and merge layers with. Shapes: N windows or sentences, T tokens."""
 
 from collections.abc import Iterable
 
@@ -24,4 +24,27 @@ def first_windows(
   raise JaxchopError(
     f"calibration text: {len(ids):,} tokens, but {count} windows of {length} need {count * length:,}; "
     f"set score.windows to at most {len(ids) // length} or name more text in data.calibration"
+  )
+
+
+def first_sentences(
+  documents: Iterable[Document], tokenizer: PreTrainedTokenizerBase, *, count: int, length: int, least: int = 16
+) -> tuple[np.ndarray, np.ndarray]:
+  """Returns ids_NT and mask_NT: the first `count` paragraphs of at least `least` tokens, cut after `length` tokens.
+
+  The mask is false at padding, which is on the right. Raises JaxchopError when there are too few paragraphs.
+  """
+  rows: list[list[int]] = []
+  for paragraph in (part for document in documents for part in document.text.split("\n\n")):
+    ids = tokenizer.encode(paragraph.strip(), add_special_tokens=False)[:length]
+    if len(ids) >= min(least, length):
+      rows.append(ids)
+    if len(rows) == count:
+      real_NT = np.arange(length) < np.array([len(row) for row in rows])[:, None]
+      ids_NT = np.zeros((count, length), np.int32)
+      ids_NT[real_NT] = [token for row in rows for token in row]
+      return ids_NT, real_NT
+  raise JaxchopError(
+    f"calibration text: {len(rows)} paragraphs of {least} tokens or more, but {count} sentences were asked for; set "
+    "merging.sentences lower or name more text in data.calibration"
   )

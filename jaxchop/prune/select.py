@@ -43,12 +43,18 @@ class Choice:
 
 
 def choose(
-  settings: PruneConfig, sizes: Sizes, score_of: ScoreOf, layer_share: Callable[[], float] | None = None
+  settings: PruneConfig,
+  sizes: Sizes,
+  score_of: ScoreOf,
+  layer_share: Callable[[], float] | None = None,
+  *,
+  more: int = 0,
 ) -> Choice:
   """Returns what `settings` ask for; `score_of` is asked once the wish has proven possible, as scoring takes long.
 
-  `layer_share` gives the share of the whole model's decode time that one layer takes, for a latency target. Raises
-  UsageError when the settings say too little, too much or the impossible.
+  `layer_share` gives the share of the whole model's decode time that one layer takes, for a latency target. A
+  target is passed by `more` layers, for something that takes their place. Raises UsageError when the settings say too
+  little, too much or the impossible.
   """
   explicit = [name for name in ("drop", "keep", "pattern", "criterion") if getattr(settings, name) is not None]
   if len(explicit) != 1:
@@ -65,6 +71,7 @@ def choose(
     _no_target(settings, "keep")
     return Choice(keep=parse_layers(settings.keep, sizes.layers), criterion="list", definition=f"keep {settings.keep}")
   count = how_many(settings, sizes, layer_share)
+  count += more if count else 0
   candidates = unprotected(settings, sizes.layers)
   if count > len(candidates):
     guarded = spans(without(candidates, sizes.layers))
@@ -140,11 +147,11 @@ def _lowest_run(score: Score, candidates: Sequence[int], count: int) -> tuple[in
 
 def how_many(settings: PruneConfig, sizes: Sizes, layer_share: Callable[[], float] | None = None) -> int:
   """Returns the number of layers to drop. Raises UsageError unless exactly one reachable target is set."""
-  targets = _targets(settings)
-  if len(targets) != 1:
-    given = f"{' and '.join(targets)} are set" if targets else "none is set"
+  found = targets(settings)
+  if len(found) != 1:
+    given = f"{' and '.join(found)} are set" if found else "none is set"
     raise UsageError(f"prune: set exactly one of {', '.join(_TARGETS)}; {given}")
-  ((target, wanted),) = targets.items()
+  ((target, wanted),) = found.items()
   match target:
     case "count":
       count = int(wanted)
@@ -177,14 +184,15 @@ def _down_to_latency(wanted: float, layer_share: Callable[[], float] | None) -> 
   return math.ceil(max(0.0, 1 - wanted) / layer_share())
 
 
-def _targets(settings: PruneConfig) -> dict[str, float]:
+def targets(settings: PruneConfig) -> dict[str, float]:
+  """Returns the targets that are set: {name: value}."""
   values = {name: getattr(settings, name) for name in _TARGETS}
   return {name: value for name, value in values.items() if value is not None}
 
 
 def _no_target(settings: PruneConfig, chooser: str) -> None:
-  if targets := _targets(settings):
-    raise UsageError(f"prune.{chooser} names the layers itself; leave out {' and '.join(targets)}")
+  if found := targets(settings):
+    raise UsageError(f"prune.{chooser} names the layers itself; leave out {' and '.join(found)}")
 
 
 def _some(keep: tuple[int, ...]) -> tuple[int, ...]:

@@ -175,9 +175,9 @@ def test_trained_weights_are_compared_with_what_the_caller_opens(tiny_folder, tm
   assert "not compared: no model called run:mine" in failing(check(tmp_path / "out"))["source"]
   asked = []
 
-  def reference(name, revision, keep):
-    asked.append((name, revision, tuple(keep)))
-    return trained(checkpoint, keep)
+  def reference(name, revision, about):
+    asked.append((name, revision, tuple(about["keep"])))
+    return trained(checkpoint, about["keep"])
 
   assert failing(check(tmp_path / "out", reference=reference)) == {}
   assert asked == [("run:mine", None, KEEP)]
