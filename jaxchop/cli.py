@@ -4,14 +4,17 @@ Exit codes: 0 done, 1 failed, 2 wrong usage, 75 stopped by SIGTERM after a safe 
 object goes to standard output and nothing else; progress and logs go to standard error.
 """
 
+import contextlib
 import difflib
 import importlib
 import json
 import logging
 import os
 import re
+import signal
 import sys
-from collections.abc import Callable, Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NoReturn
 
 from jsonargparse import ActionConfigFile, ArgumentParser, Namespace, set_parsing_settings
@@ -26,7 +29,7 @@ from jaxchop.config import (
   RecoverConfig,
   ScoreConfig,
 )
-from jaxchop.errors import JaxchopError
+from jaxchop.errors import JaxchopError, Preempted
 
 _MODEL = "a folder, a .gguf file, a hub id (org/name[@revision]), `builtin`, or a run folder"
 
@@ -193,14 +196,15 @@ def main(argv: Sequence[str] | None = None) -> int:
   # JAX and all that follows load here, so that --help and wrong usage answer at once.
   commands = importlib.import_module("jaxchop.commands")
   try:
-    result: Any = getattr(commands, name)(settings)
+    with _terminable():
+      result: Any = getattr(commands, name)(settings)
   except JaxchopError as error:
     if settings.debug:
       raise
     sys.stderr.write(f"jaxchop {name}: error: {' '.join(str(error).split())}\n")
     return error.exit_code
   except KeyboardInterrupt:
-    sys.stderr.write(f"jaxchop {name}: interrupted\n")
+    sys.stderr.write(f"jaxchop {name}: interrupted; what was finished is kept, run the same command again to go on\n")
     return 130
   if settings.json:
     sys.stdout.write(json.dumps(result, ensure_ascii=False) + "\n")
@@ -208,6 +212,23 @@ def main(argv: Sequence[str] | None = None) -> int:
     importlib.import_module("jaxchop.show").show(name, result)
   # `check` answers for itself; `export` and `run` carry the answer of theirs.
   return 0 if result.get("check", result).get("ok", True) else 1
+
+
+@contextlib.contextmanager
+def _terminable() -> Iterator[None]:
+  """Turns SIGTERM into an error of one line; a recovery has handlers of its own, which save first."""
+  if threading.current_thread() is not threading.main_thread():
+    yield
+    return
+
+  def stop(*_: object) -> NoReturn:
+    raise Preempted("stopped by SIGTERM; what was finished is kept, run the same command again to go on")
+
+  before = signal.signal(signal.SIGTERM, stop)
+  try:
+    yield
+  finally:
+    signal.signal(signal.SIGTERM, before)
 
 
 def _recipe_first(argv: list[str]) -> list[str]:

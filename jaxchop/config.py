@@ -186,7 +186,7 @@ class RecoverConfig:
   """Continued pretraining of the pruned model."""
 
   steps: int = 60
-  """Optimizer steps."""
+  """Optimizer steps; 0 leaves a recipe's pruned model as it is."""
   batch_size: int = 4
   """Sequences a step, over all micro-batches."""
   seq_len: int = 256

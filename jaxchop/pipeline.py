@@ -31,7 +31,7 @@ from jaxchop.prune import plan as plans
 from jaxchop.prune.criteria import named
 from jaxchop.prune.plan import Plan
 from jaxchop.prune.surgery import keep_layers
-from jaxchop.recover.loop import Recovered, recover
+from jaxchop.recover.loop import Recovered, recover, untrained
 from jaxchop.report.page import write_report
 from jaxchop.run_folder import RunFolder, standing
 from jaxchop.subject import Subject
@@ -162,7 +162,7 @@ def exported(job: Job, recipe: str) -> dict[str, Any]:
   """Returns what recovery took, after writing the recovered model to the run's export folder."""
 
   def make() -> dict[str, Any]:
-    again = recovered(job)
+    again = recovered(job) if job.recipe.recover.steps else untrained(job.small)
     subject = Subject(str(job.folder.path))
     stages.write(subject, again.model, job.plan, job.folder.export, job.recipe.export, overwrite=True, recipe=recipe)
     return spent_on(again)

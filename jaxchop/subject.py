@@ -76,11 +76,12 @@ def cut_without_text(checkpoint: Checkpoint, plan: Plan | None, name: str) -> Ll
 def load_reference(name: str, revision: str | None, about: Mapping[str, Any]) -> Llama | None:
   """Returns what an export's weights must equal: a run's own, or what its plan makes of the source; see hub/check.py.
 
-  None where the plan's weights were fitted on text and the name is not their run.
+  None where the plan's weights were fitted on text and no checkpoint holds them.
   """
   subject = Subject(name)
   if subject.run:
-    return subject.load()
+    trained = subject.run.checkpoints.exists()
+    return subject.load() if trained or not (subject.plan and subject.plan.repair) else None
   content = about.get("provenance", {}).get("plan")
   plan = plans.from_json(content, "the plan in jaxchop.json") if content else None
   if plan is None or not (plan.merges or plan.repair) or plan.layers != subject.checkpoint.layers:

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxchop.config import RecoverConfig
-from jaxchop.errors import Interrupted, JaxchopError, Preempted
+from jaxchop.errors import Interrupted, JaxchopError, Preempted, UsageError
 from jaxchop.model.llama import Llama
 from jaxchop.progress import Bar, stage
 from jaxchop.recover.objective import Batch, packed
@@ -41,9 +41,23 @@ class Recovered:
   seconds: float
   compile_seconds: float
   tokens_per_second: float
-  # Mean loss of the first and of the last step's batch, in nats a token.
-  first_loss: float
-  last_loss: float
+  # Mean loss of the first and of the last step's batch, in nats a token; None without a step.
+  first_loss: float | None
+  last_loss: float | None
+
+
+def untrained(model: Llama) -> Recovered:
+  """Returns the recovery of no step at all."""
+  return Recovered(
+    model=model,
+    steps=0,
+    tokens=0,
+    seconds=0.0,
+    compile_seconds=0.0,
+    tokens_per_second=0.0,
+    first_loss=None,
+    last_loss=None,
+  )
 
 
 def recover(
@@ -55,6 +69,8 @@ def recover(
   on what; every checkpoint keeps it, and a run goes on only where it is the same. Raises JaxchopError on a loss or
   gradient that is not finite, Preempted or Interrupted after SIGTERM or SIGINT; the last good step is saved before.
   """
+  if config.steps < 1:
+    raise UsageError(f"recover.steps is {config.steps}; it takes at least one step to recover a model")
   identity = json.loads(json.dumps({**(meta or {}), "config": dataclasses.asdict(config)}))
   compile_seconds = 0.0
   with stop_signals() as stop:

@@ -51,6 +51,11 @@ class Fields:
       raise self._wrong(key, rows, "a list of [low, high]")
     return tuple((self._number(key, low), self._number(key, high)) for low, high in rows)
 
+  def rows(self, key: str) -> tuple[tuple[float, ...], ...]:
+    """A list of lists of numbers."""
+    rows = [self._typed(key, row, list, "a list of lists of numbers") for row in self._list(key)]
+    return tuple(tuple(self._number(key, value) for value in row) for row in rows)
+
   def child(self, key: str) -> "Fields":
     return Fields(f"{self.file}: {key}", self.values.get(key))
 

@@ -6,10 +6,19 @@ from contextlib import AbstractContextManager
 
 import matplotlib
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
+from matplotlib.ticker import FuncFormatter, MaxNLocator
 
+# Steps of a heat map from low to high, evenly apart to the eye.
+# fmt: off
+_HEAT = (
+  "#f1f4e4", "#d9e9db", "#c1ded2", "#a9d3ca", "#90c8c1", "#76bdb8", "#66adb4", "#559eaf",
+  "#458faa", "#357fa5", "#23709f", "#21608d", "#1e507c", "#1b416b", "#18325a", "#14244a",
+)
+# fmt: on
 # Role and colour on white. Orange and blue differ for every kind of colour blindness, and in lightness too.
 PALETTE = {
   "ink": "#1d2530",
@@ -20,7 +29,11 @@ PALETTE = {
   "pruned-soft": "#fbe3cf",
   "recovered": "#0b6bb0",
   "recovered-soft": "#a9cbe6",
+  # Text on the upper steps of a heat map.
+  "on-heat": "#fdfdfe",
+  **{f"heat-{step}": colour for step, colour in enumerate(_HEAT)},
 }
+HEAT_STEPS = len(_HEAT)
 
 
 def style() -> AbstractContextManager[None]:
@@ -58,11 +71,37 @@ def style() -> AbstractContextManager[None]:
   )
 
 
-def new_figure(width: float, height: float, rows: int = 1) -> tuple[Figure, list[Axes]]:
-  """A figure of so many inches and its axes, one below the other."""
+def new_figure(width: float, height: float, rows: int = 1, columns: int = 1) -> tuple[Figure, list[Axes]]:
+  """A figure of so many inches and its axes, row by row."""
   figure = Figure(figsize=(width, height), layout=ConstrainedLayoutEngine(h_pad=0.08))
   FigureCanvasAgg(figure)
-  return figure, [*figure.subplots(rows, 1, squeeze=False)[:, 0]]
+  return figure, [*figure.subplots(rows, columns, squeeze=False).flat]
+
+
+def few_ticks(axis: Axis, most: int) -> None:
+  """Marks at most so many round numbers, in few characters each.
+
+  How many must not follow from the size of the axes: that follows from the width of the numbers.
+  """
+  axis.set_major_locator(MaxNLocator(nbins=most, steps=[1, 2, 2.5, 5, 10]))
+  axis.set_major_formatter(FuncFormatter(lambda value, _: short(value)))
+
+
+def layer_ticks(axis: Axis, most: int) -> None:
+  """Marks at most so many whole numbers."""
+  axis.set_major_locator(MaxNLocator(nbins=most, integer=True, steps=[1, 2, 5, 10]))
+
+
+def short(value: float) -> str:
+  """A tick's number: 0.025, 2.5e-05, 150k."""
+  sizes = ((1e6, 1e6, "M"), (1e4, 1e3, "k"))
+  scale, unit = next(((scale, unit) for least, scale, unit in sizes if least <= abs(value) < 1e9), (1.0, ""))
+  return f"{value / scale:g}{unit}".replace("-", "\u2212")
+
+
+def plain(text: str) -> str:
+  """What the figures' font can draw; a name from a file may hold anything."""
+  return "".join(letter if " " <= letter <= "~" else "?" for letter in text[:60])
 
 
 def to_png(figure: Figure) -> bytes:
@@ -87,6 +126,8 @@ def to_svg(figure: Figure, name: str) -> str:
   # The page sets the size; the view box keeps the shape.
   svg = re.sub(r'(<svg[^>]*?) width="[^"]*"', r"\1", svg, count=1)
   svg = re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", svg, count=1)
+  # A hundredth of a point cannot be seen.
+  svg = re.sub(r' d="[^"]*"', lambda path: re.sub(r"(\.\d\d)\d+", r"\1", path[0]), svg)
   svg = re.sub(r'(?<=\bid=")|(?<=url\(#)|(?<=href="#)', f"{name}-", svg)
   for role, colour in PALETTE.items():
     svg = svg.replace(colour, f"var(--chart-{role})")

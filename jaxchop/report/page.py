@@ -9,7 +9,9 @@ import jinja2
 from markupsafe import Markup
 
 from jaxchop.files import write_bytes, write_text
+from jaxchop.layers import spans
 from jaxchop.report import story, wording
+from jaxchop.report.choices import Choices, choices
 from jaxchop.report.comparison import comparison, marked, notes
 from jaxchop.report.figure import style, to_png, to_svg
 from jaxchop.report.plots import NARROW, Chart, charts
@@ -46,6 +48,8 @@ def render(run: Run, found: Mapping[str, Chart]) -> str:
     notes=[(wording.mark(index), note) for index, note in enumerate(footnotes)],
     cells=_cells(run),
     definitions=_definitions(run),
+    scored=story.scored(run),
+    choices=_choices(run),
     figures={name: (chart, _drawings(chart)) for name, chart in found.items()},
     rate=_median([step.tokens_per_second for step in run.steps]),
     samples=_samples(run.models),
@@ -54,6 +58,7 @@ def render(run: Run, found: Mapping[str, Chart]) -> str:
     not_run=story.not_run(run),
     honesty=story.honesty(run),
     words=wording,
+    spans=spans,
   )
 
 
@@ -84,11 +89,22 @@ def _cells(run: Run) -> list[tuple[int, bool]]:
   return [(layer, layer in run.plan.drop) for layer in range(run.plan.layers)] if run.plan else []
 
 
-def _definitions(run: Run) -> dict[str, str]:
-  """The rule that chose the layers, then the other criteria scored, each with what it is."""
+def _definitions(run: Run) -> tuple[dict[str, str], dict[str, str]]:
+  """What the rule that chose the layers is, or the only criterion scored; and what the other criteria are."""
   rule = {run.plan.criterion: run.plan.definition} if run.plan and run.plan.criterion else {}
-  found = rule | {score.name: score.definition for score in run.scores}
-  return {wording.criterion(name) + (" (the rule)" if name in rule else ""): text for name, text in found.items()}
+  others = {score.name: score.definition for score in run.scores if score.name not in rule}
+  if not rule and len(others) == 1:
+    rule, others = others, {}
+  mark = " (the rule)" if run.plan else ""
+  return {wording.criterion(name) + mark: text for name, text in rule.items()}, {
+    wording.criterion(name): text for name, text in others.items()
+  }
+
+
+def _choices(run: Run) -> Choices | None:
+  """What the criteria would drop; one alone says nothing that the plan does not, unless how sure it is."""
+  found = choices(run)
+  return found if found and (len(found.each) > 1 or found.each[0].same_set is not None) else None
 
 
 def _samples(models: Sequence[Measured]) -> list[tuple[str, list[tuple[str, str]]]]:

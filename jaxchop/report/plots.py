@@ -1,19 +1,18 @@
-"""The figures of a report: scores per layer, loss, perplexity and speed, drawn for a page of any width."""
+"""The figures of a report, drawn for a page of any width: which there are, and those of loss, perplexity and speed."""
 
 import functools
 import math
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.patches import Patch
-from matplotlib.ticker import MaxNLocator
 
-from jaxchop.report import wording
-from jaxchop.report.figure import PALETTE, new_figure
-from jaxchop.report.results import Measured, Run, Score, Step
+from jaxchop.report import heat_maps, score_bars, wording
+from jaxchop.report.choices import choices
+from jaxchop.report.figure import PALETTE, few_ticks, layer_ticks, new_figure
+from jaxchop.report.results import Measured, Run, Step
+from jaxchop.report.scored import Score
 
 # Inches of a figure on a phone.
 NARROW = 3.7
@@ -21,9 +20,6 @@ NARROW = 3.7
 _POINTS = 600
 # Perplexities with the largest so many times the smallest are drawn on a log scale.
 _SPREAD = 20.0
-# Scores so many times what most layers have are cut.
-_CUT = 8.0
-_REMOVED: dict[str, Any] = {"facecolor": PALETTE["pruned-soft"], "edgecolor": PALETTE["pruned"], "hatch": "/////"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,80 +38,66 @@ class Chart:
 
 def charts(run: Run) -> dict[str, Chart]:
   """The figures that the run has numbers for."""
-  found = []
-  scores = [score for score in run.scores if _finite(score.per_layer)]
+  found = [*_score_charts(run), *_run_charts(run), *_agreement_charts(run), *_measured_charts(run)]
+  return {chart.name: chart for chart in found}
+
+
+def _score_charts(run: Run) -> Iterator[Chart]:
+  """The criterion of the plan, or the only one, large; two and more all small."""
+  scores = [score for score in run.scores if score_bars.can_be_drawn(score)]
+  drop, does = (run.plan.drop, f"; the plan {run.plan.words}") if run.plan else ((), "")
+  large = [score for score in scores if len(scores) == 1 or (run.plan and score.name == run.plan.criterion)]
+  for score in large:
+    draw = functools.partial(score_bars.score_figure, score, drop)
+    yield Chart("scores", f"Bar chart, score of each layer{does}", draw, 7.4, _bars_in_words([score]))
+  if len(scores) > 1:
+    draw = functools.partial(score_bars.criteria_figure, scores, drop)
+    words = f"Bar charts, score of each layer by {len(scores)} criteria{does}"
+    yield Chart("criteria", words, draw, 7.4, _bars_in_words(scores))
+
+
+def _bars_in_words(scores: Sequence[Score]) -> str:
+  lines = "Thin lines: the interval of each score." if any(score.interval for score in scores) else ""
+  return " ".join(filter(None, (lines, *map(score_bars.cut_in_words, scores))))
+
+
+def _run_charts(run: Run) -> Iterator[Chart]:
+  """Heat maps of what lies between two layers: scores of runs, and likeness of states."""
+  scores = [score for score in run.scores if heat_maps.can_be_drawn(score.runs)]
+  removed: tuple[int, ...] = ()
+  if run.plan and run.plan.criterion in {score.name for score in scores} and heat_maps.run_of(run.plan.drop):
+    removed = run.plan.drop
   if scores:
-    words = (
-      f"Bar chart, score of each layer; the plan {run.plan.words}" if run.plan else "Bar chart, score of each layer"
-    )
-    drop = run.plan.drop if run.plan else ()
-    lines = "Thin lines: the interval of each score." if any(score.interval for score in scores) else ""
-    caption = " ".join(filter(None, (lines, *map(_cut_in_words, scores))))
-    found.append(Chart("scores", words, functools.partial(score_figure, scores, drop), 7.4, caption))
+    words = f"Heat maps, scores of runs of layers by {len(scores)} criteria"
+    yield Chart("runs", words, functools.partial(heat_maps.runs_figure, scores, removed), 7.4)
+  paired = [score for score in run.scores if heat_maps.can_be_drawn(score.pairs)]
+  for score in paired[:1]:
+    words = f"Heat map, {wording.criterion(score.name)} of each two states"
+    yield Chart("states", words, functools.partial(heat_maps.states_figure, score), 4.4)
+
+
+def _agreement_charts(run: Run) -> Iterator[Chart]:
+  found = choices(run)
+  if found and len(found.each) > 1:
+    words = f"Heat map, agreement of {len(found.each)} criteria on which {found.count} layers to drop"
+    caption = "Percent of common layers among those that either of two criteria drops."
+    yield Chart("agreement", words, functools.partial(heat_maps.agreement_figure, found), 7.4, caption)
+
+
+def _measured_charts(run: Run) -> Iterator[Chart]:
+  """What training and measuring the models gave."""
   if any(math.isfinite(step.loss) for step in run.steps):
     words = f"Line chart, training loss over {len(run.steps)} steps"
-    found.append(Chart("loss", words, functools.partial(loss_figure, run.steps), 7.4))
+    yield Chart("loss", words, functools.partial(loss_figure, run.steps), 7.4)
   if _finite(_perplexities(run.models).values()):
     words = "Bar chart, held-out perplexity of each model"
     draw = functools.partial(perplexity_figure, run.models)
-    found.append(Chart("perplexity", words, draw, 4.4, _protocol(run.models)))
+    yield Chart("perplexity", words, draw, 4.4, _protocol(run.models))
   if _finite([rate for model in run.models for rate in (model.decode, model.prefill)]):
     words = "Bar chart, decode and prefill speed of each model"
     protocols = dict.fromkeys(model.speed_protocol for model in run.models if model.speed_protocol)
     draw = functools.partial(speed_figure, run.models)
-    found.append(Chart("speed", words, draw, 4.4, "; ".join(protocols)))
-  return {chart.name: chart for chart in found}
-
-
-def score_figure(scores: Sequence[Score], removed: Collection[int], width: float) -> Figure:
-  """One bar a layer and one panel a criterion; removed layers are pale and hatched."""
-  figure, panels = new_figure(width, 0.35 + 1.9 * len(scores), len(scores))
-  for axes, score in zip(panels, scores, strict=True):
-    _score_panel(axes, score, removed)
-  panels[-1].set_xlabel("layer", loc="left")
-  if removed:
-    # Below the axis, where no title can be.
-    panels[-1].legend(
-      [Patch(color=PALETTE["original"]), Patch(**_REMOVED)],
-      ["kept", "removed"],
-      loc="upper right",
-      bbox_to_anchor=(1, -0.2),
-      borderaxespad=0,
-      ncols=2,
-      handlelength=1.2,
-    )
-  return figure
-
-
-def _score_panel(axes: Axes, score: Score, removed: Collection[int]) -> None:
-  limit, beyond = _beyond(score)
-  values = [math.nan if value is None else min(value, limit) for value in score.per_layer]
-  for layer, value in enumerate(values):
-    look = _REMOVED if layer in removed else {"color": PALETTE["original"]}
-    axes.bar(layer, value, 0.74, **look)
-  if score.interval:
-    axes.vlines(range(len(values)), *zip(*score.interval, strict=True), color=PALETTE["ink"], linewidth=1)
-  if beyond:
-    axes.set_ylim(0, limit)
-    axes.plot(beyond, [limit] * len(beyond), "^", color=PALETTE["ink"], markersize=4, clip_on=False)
-  axes.set_title(_plain(wording.criterion(score.name)))
-  axes.grid(axis="y")
-  axes.spines["left"].set_visible(False)
-  axes.set_xlim(-0.7, len(values) - 0.3)
-  axes.xaxis.set_major_locator(MaxNLocator(nbins=16, integer=True, steps=[1, 2, 5, 10]))
-
-
-def _beyond(score: Score) -> tuple[float, list[int]]:
-  """Where to cut a panel whose few largest bars would flatten the others, and the layers that are cut."""
-  values = sorted(_finite(score.per_layer))
-  usual = values[int(0.8 * (len(values) - 1))]
-  limit = 2.5 * usual if values[-1] > _CUT * usual > 0 else values[-1]
-  return limit, [layer for layer, value in enumerate(score.per_layer) if value is not None and value > limit]
-
-
-def _cut_in_words(score: Score) -> str:
-  cut = [f"layer {layer} ({wording.number(score.per_layer[layer] or 0)})" for layer in _beyond(score)[1]]
-  return f"Cut at the top, {wording.criterion(score.name)}: {', '.join(cut)}." if cut else ""
+    yield Chart("speed", words, draw, 4.4, "; ".join(protocols))
 
 
 def loss_figure(steps: Sequence[Step], width: float) -> Figure:
@@ -134,7 +116,8 @@ def loss_figure(steps: Sequence[Step], width: float) -> Figure:
   axes.grid(axis="y")
   axes.spines["left"].set_visible(False)
   axes.margins(x=0.01)
-  axes.xaxis.set_major_locator(MaxNLocator(nbins=8, integer=True, steps=[1, 2, 5, 10]))
+  layer_ticks(axes.xaxis, 8)
+  few_ticks(axes.yaxis, 7)
   return figure
 
 
@@ -202,8 +185,3 @@ def _finite(values: Collection[float | None]) -> list[float]:
 
 def _mean(values: Sequence[float]) -> float:
   return sum(values) / len(values)
-
-
-def _plain(text: str) -> str:
-  """What the figures' font can draw; a name from a file may hold anything."""
-  return "".join(letter if " " <= letter <= "~" else "?" for letter in text[:60])

@@ -9,20 +9,9 @@ from typing import Any
 from jaxchop.errors import JaxchopError, UsageError
 from jaxchop.files import read_json
 from jaxchop.report.fields import Fields
+from jaxchop.report.scored import Occasion, Score, read_occasion, read_scores
 
 MODELS = ("original", "pruned", "recovered")
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Score:
-  """One criterion's value of every layer; higher means more important."""
-
-  name: str
-  definition: str
-  # None where the file has no number.
-  per_layer: tuple[float | None, ...]
-  # Low and high of each layer, where the file has them.
-  interval: tuple[tuple[float, float], ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -104,6 +93,8 @@ class Run:
   # recipe.yaml as it stands.
   recipe: str = ""
   scores: tuple[Score, ...] = ()
+  # Of which model and on which text they are.
+  scored: Occasion = Occasion()  # noqa: RUF009 - frozen
   plan: Plan | None = None
   steps: tuple[Step, ...] = ()
   models: tuple[Measured, ...] = ()
@@ -138,6 +129,7 @@ def read_run(folder: Path) -> Run:
     name=folder.resolve().name,
     recipe=recipe,
     scores=read_scores(Fields("scores.json", scores)),
+    scored=read_occasion(Fields("scores.json", scores)),
     plan=read_plan(Fields("plan.json", plan)) if plan else None,
     steps=steps,
     models=read_models(summary or {}, evaluated),
@@ -150,28 +142,11 @@ def read_run(folder: Path) -> Run:
 def _same_layers(run: Run) -> None:
   for score in run.scores:
     found = len(score.per_layer)
-    if score.interval and len(score.interval) != found:
-      raise JaxchopError(
-        f"scores.json: {score.name} has {found} layers and {len(score.interval)} intervals; score again"
-      )
     if run.plan and found != run.plan.layers:
       raise JaxchopError(
         f"scores.json: {score.name} has {found} layers, plan.json has {run.plan.layers}; "
         "the two are of different models, score and plan again"
       )
-
-
-def read_scores(file: Fields) -> tuple[Score, ...]:
-  """The criteria of a scores.json, in the file's order."""
-  return tuple(
-    Score(
-      name=name,
-      definition=one.text("definition"),
-      per_layer=one.numbers("per_layer"),
-      interval=one.number_pairs("interval"),
-    )
-    for name, one in file.children("criteria")
-  )
 
 
 def read_plan(file: Fields) -> Plan:

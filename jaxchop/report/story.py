@@ -25,7 +25,7 @@ def name(run: Run) -> str:
 
 def source(run: Run) -> str:
   """Where the model came from; the builtin one by the name that others know it by."""
-  given = run.plan.source if run.plan else ""
+  given = run.plan.source if run.plan else run.scored.model
   return MODEL_CARD["base_model"] if given == BUILTIN else wording.model_name(given)
 
 
@@ -63,6 +63,18 @@ def _gap(run: Run) -> str:
 def _speed(run: Run) -> str:
   times = _times_original(run, lambda model: model.decode)
   return f"It decodes at {times} the speed of the original." if times else ""
+
+
+def scored(run: Run) -> str:
+  """What the scores were computed on; empty where they do not say."""
+  on = run.scored
+  if not run.scores or not on.windows or not on.window:
+    return ""
+  text = f"text of {wording.model_name(on.text)}" if on.text and on.text != BUILTIN else "calibration text"
+  said = f"Scored on {wording.count(on.windows)} windows of {wording.count(on.window)} tokens of {text}"
+  if on.nll is None or not 0 <= on.nll < 700:
+    return f"{said}."
+  return f"{said}; the whole model has a perplexity of {wording.number(math.exp(on.nll))} there."
 
 
 def tiles(run: Run) -> tuple[Tile, ...]:

@@ -87,7 +87,7 @@ def criterion(name: str) -> str:
 def model_name(source: str) -> str:
   """A model's name without the folders of the machine it was read on; a hub id stays whole."""
   if source.startswith(("/", ".", "~")) or "\\" in source or source.count("/") > 1:
-    return source.replace("\\", "/").rstrip("/").rpartition("/")[2]
+    return source.replace("\\", "/").rstrip("/").rpartition("/")[2] or source
   return source
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from jaxchop.report.page import write_report
+from jaxchop.report.results import Run, read_run
 
 DROP = [20, 21, 22, 23, 24, 25]
 KEEP = [layer for layer in range(30) if layer not in DROP]
@@ -127,6 +128,54 @@ def influences() -> list[float]:
   return [0.43, *low[1:-1], 0.24]
 
 
+# Six criteria of 8 layers. Of 2 layers they drop, in this order: 2 5, 3 4, 3 4, 2 3, 6 7, 3 5.
+LAYERS = 8
+MANY_SCORES = {
+  "magnitude_l1": {"per_layer": [8.0, 7.0, 1.0, 6.0, 5.0, 2.0, 4.0, 3.0]},
+  "block_influence": {
+    "per_layer": [0.9, 0.5, 0.4, 0.1, 0.2, 0.3, 0.35, 0.6],
+    "interval": [[0.05, 0.95]] * LAYERS,
+  },
+  "angular": {"chooses": "run", "run_share": [0.9, 0.6, *[0.5] * 6]},
+  "perplexity_run": {"chooses": "run", "run_share": [1.0] * 8},
+  "cka": {"per_layer": [0.1] * LAYERS},
+  "perplexity_greedy": {"chooses": "order", "per_layer": [3.0, 3.0, 3.0, 1.0, 3.0, 2.0, 3.0, 3.0]},
+}
+MANY_PLAN = {
+  "source": {"name": "org/eight"},
+  "layers": LAYERS,
+  "keep": [0, 1, 2, 5, 6, 7],
+  "drop": [3, 4],
+  "criterion": {"name": "angular", "definition": "the angle between the ends of a run"},
+  "words": "removes layers 3..4, keeps 0..2 and 5..7",
+}
+
+
+def many_scores_file() -> dict:
+  """A scores.json of six criteria; lowest are the runs from layer 3 on by angle, from 2 on by perplexity."""
+  sizes = range(1, LAYERS + 1)
+  runs = {
+    "angular": [[0.05 * size + 0.01 * abs(start - 3) for start in range(LAYERS + 1 - size)] for size in sizes],
+    "perplexity_run": [[10.0**size + abs(start - 2) for start in range(LAYERS + 1 - size)] for size in sizes],
+  }
+  usual = MANY_SCORES["block_influence"]["per_layer"]
+  absent = {"chooses": "lowest", "interval": None, "run_share": None}
+  return {
+    "criteria": {
+      name: {"definition": f"what {name} is", **absent, "per_layer": runs.get(name, [None])[0], **copy.deepcopy(given)}
+      for name, given in MANY_SCORES.items()
+    },
+    "windows": runs,
+    "pairs": {"cka": [[1 - abs(one - other) / 10 for one in range(LAYERS + 1)] for other in range(LAYERS + 1)]},
+    # In one resampling of four, layer 5 goes instead of layer 3.
+    "bootstrap": {"block_influence": [usual, usual, usual, [*usual[:3], 0.3, 0.2, 0.1, 0.35, 0.6]]}
+    | {name: [rows[0]] * 4 for name, rows in runs.items()},
+    "baseline": {"nll": math.log(12.5), "interval": [2.4, 2.6]},
+    "model": {"name": "org/eight", "revision": "main", "digest": "00"},
+    "data": {"name": "builtin", "digest": "00", "windows": 16, "window": 256},
+  }
+
+
 def metrics(steps: int) -> list[dict]:
   noise = random.Random(1)
   lines = []
@@ -195,6 +244,33 @@ def reported(tmp_path_factory: pytest.TempPathFactory) -> Path:
   folder = write_run(tmp_path_factory.mktemp("reported") / "quickstart")
   write_report(folder)
   return folder
+
+
+@pytest.fixture(scope="session")
+def scored_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+  """A folder that held nothing but the scores of six criteria, with its report."""
+  folder = tmp_path_factory.mktemp("scored") / "only"
+  folder.mkdir()
+  (folder / "scores.json").write_text(json.dumps(many_scores_file()))
+  write_report(folder)
+  return folder
+
+
+@pytest.fixture
+def many_scores() -> dict:
+  return many_scores_file()
+
+
+@pytest.fixture
+def many_plan() -> dict:
+  return copy.deepcopy(MANY_PLAN)
+
+
+@pytest.fixture
+def make_scored(make_run: Callable[..., Path], many_scores: dict, many_plan: dict) -> Callable[..., Run]:
+  """Reads a run of six criteria and their plan: `make_scored(plan=None)`, `make_scored(scores={...})`."""
+  bare = {"metrics": None, "eval": None, "summary": None, "recipe": None}
+  return lambda **changed: read_run(make_run(**{**bare, "scores": many_scores, "plan": many_plan, **changed}))
 
 
 @pytest.fixture

@@ -104,6 +104,62 @@ def test_the_figures_stand_beside_the_page_as_png(reported):
   assert not list(reported.rglob("*.tmp"))
 
 
+def test_scores_alone_have_a_page_with_all_that_they_say(scored_folder):
+  text = Page((scored_folder / "report.html").read_text()).text.replace("\u00a0", " ")
+  for words in (
+    "jaxchop report only eight",
+    "No layers have been chosen yet.",
+    "Scored on 16 windows of 256 tokens of calibration text; the whole model has a perplexity of 12.50 there.",
+    "Which 2 of the 8 layers each criterion would drop",
+    "magnitude l12 and 5–",
+    "block influence3..475 %",
+    "perplexity run2..3100 %",
+    "perplexity greedy3 and 5–",
+    "Percent of common layers",
+    "Runs of layers",
+    "How alike the states are",
+    "What the criteria are",
+    "angularwhat angular is",
+  ):
+    assert words in text
+  assert "Which layers went" not in text and "(the rule)" not in text and "Recovery" not in text
+
+
+def test_figures_of_scores_alone_stand_beside_the_page_too(scored_folder):
+  pictures = sorted(picture.name for picture in (scored_folder / "figures").iterdir())
+  assert pictures == ["agreement.png", "criteria.png", "runs.png", "states.png"]
+
+
+def test_a_page_with_heat_maps_needs_nothing_else(scored_folder):
+  source = (scored_folder / "report.html").read_text()
+  page = Page(source)
+  ids = [value for name, value in page.attributes if name == "id"]
+  assert page.open == [] and not {"script", "img", "image", "iframe"} & set(page.tags)
+  assert len(ids) > 50 and len(set(ids)) == len(ids) and not re.search(r"url\((?!#)|@import", source)
+  # Wide and narrow of four figures.
+  assert page.tags.count("svg") == 8
+
+
+def test_the_rule_is_told_first_and_stands_out_among_the_criteria(make_scored):
+  page = Page(render(make_scored(), {}))
+  text = page.text
+  assert text.index("angular (the rule)the angle between") < text.index("What each criterion says")
+  assert "ckawhat cka is" in text and "angularwhat angular is" not in text
+  assert [value for name, value in page.attributes if value == "rule"] == ["rule"]
+
+
+def test_a_section_with_nothing_to_show_is_left_out(make_run):
+  text = without_figures(make_run()).text
+  for words in ("What each criterion says", "How sure the choice is", "Runs of layers", "How alike", "Scored on"):
+    assert words not in text
+
+
+def test_one_criterion_with_resamplings_tells_how_sure_it_is(make_scored, many_scores):
+  many_scores["criteria"] = {"block_influence": many_scores["criteria"]["block_influence"]}
+  text = Page(render(make_scored(scores=many_scores), {})).text.replace("\u00a0", " ")
+  assert "How sure the choice is" in text and "block influence3..475 %" in text
+
+
 def test_a_folder_that_cannot_be_written_is_named_and_nothing_is_left_beside(make_run):
   folder = make_run(summary=None, eval=None, scores=None)
   # A folder stands where the picture belongs.

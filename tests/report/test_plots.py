@@ -6,8 +6,8 @@ import xml.etree.ElementTree as ET
 import pytest
 
 from jaxchop.report.figure import PALETTE, style, to_png, to_svg
-from jaxchop.report.plots import charts, loss_figure, perplexity_figure, score_figure, speed_figure
-from jaxchop.report.results import Measured, Run, Score, Step, read_run
+from jaxchop.report.plots import NARROW, charts, loss_figure, perplexity_figure, speed_figure
+from jaxchop.report.results import Measured, Run, Step, read_run
 
 
 def losses(values):
@@ -21,6 +21,66 @@ def svg(figure) -> str:
 def test_a_run_has_four_figures_and_an_empty_one_none(make_run):
   assert list(charts(read_run(make_run()))) == ["scores", "loss", "perplexity", "speed"]
   assert charts(Run(name="empty")) == {}
+
+
+def test_many_criteria_have_figures_of_their_own(make_scored):
+  found = charts(make_scored())
+  assert list(found) == ["scores", "criteria", "runs", "states", "agreement"]
+  with style():
+    assert found["scores"].draw(7.4).axes[0].get_title(loc="left") == "angular"
+    assert [text.get_text() for text in found["runs"].draw(7.4).legends[0].get_texts()] == ["removed: layers 3..4"]
+  assert "agreement of 6 criteria on which 2 layers" in found["agreement"].words
+
+
+def test_without_a_plan_no_criterion_is_larger_and_no_run_is_marked(make_scored):
+  found = charts(make_scored(plan=None))
+  assert list(found) == ["criteria", "runs", "states", "agreement"]
+  with style():
+    assert not found["runs"].draw(7.4).legends and not found["criteria"].draw(7.4).legends
+
+
+@pytest.mark.parametrize(
+  "changed",
+  [
+    # The criterion chooses no run; the layers are none.
+    {"criterion": {"name": "cka"}},
+    {"drop": [3, 5], "keep": [0, 1, 2, 4, 6, 7]},
+  ],
+)
+def test_only_a_run_that_the_rule_chose_is_marked(make_scored, many_plan, changed):
+  with style():
+    assert not charts(make_scored(plan={**many_plan, **changed}))["runs"].draw(7.4).legends
+
+
+def test_there_is_no_figure_without_its_numbers(make_scored, many_scores):
+  many_scores["windows"], many_scores["pairs"] = {}, {}
+  for name in ("angular", "perplexity_run"):
+    many_scores["criteria"][name]["run_share"] = None
+  assert list(charts(make_scored(scores=many_scores))) == ["scores", "criteria", "agreement"]
+  del many_scores["bootstrap"]
+  many_scores["criteria"] = {"cka": many_scores["criteria"]["cka"]}
+  assert list(charts(make_scored(scores=many_scores))) == ["scores"]
+
+
+def drawn_labels(figure, size) -> list[list[str]]:
+  figure.set_size_inches(size)
+  figure.draw_without_rendering()
+  return [[label.get_text() for label in axes.get_yticklabels()] for axes in figure.axes]
+
+
+@pytest.mark.parametrize("width", ["wide", NARROW])
+def test_nothing_stands_beyond_the_edge(make_run, make_scored, width):
+  scores = {"criteria": {"block_influence": {"per_layer": [0.99, 0.18, *[0.05] * 26, 0.15, 0.36]}}}
+  runs = read_run(make_run(scores=scores)), make_scored()
+  with style():
+    for chart in (chart for run in runs for chart in charts(run).values()):
+      figure = chart.draw(chart.wide if width == "wide" else width)
+      size = figure.get_size_inches()
+      labels = drawn_labels(figure, size)
+      drawn = figure.get_tightbbox()
+      assert min(drawn.min) >= 0 and all(drawn.max <= size), chart.name
+      # Room is made for the labels before the size of the axes is known, so they must be the same at any size.
+      assert labels == drawn_labels(figure, 3 * size) == drawn_labels(figure, 0.8 * size), chart.name
 
 
 def test_figures_are_the_same_bytes_each_time(make_run):
@@ -45,34 +105,6 @@ def test_colours_are_left_to_the_page(make_run):
     text = "".join(svg(chart.draw(4.0)) for chart in charts(read_run(make_run())).values())
   assert not [colour for colour in PALETTE.values() if colour in text]
   assert all(f"var(--chart-{role})" in text for role in ("ink", "pruned", "recovered", "original"))
-
-
-def test_removed_layers_alone_are_hatched():
-  score = Score(name="magnitude_l1", definition="", per_layer=(1.0, 2.0, 3.0))
-  with style():
-    bars = score_figure([score], [1], 4.0).axes[0].patches
-  assert [bool(bar.get_hatch()) for bar in bars] == [False, True, False]
-
-
-def test_a_few_huge_scores_do_not_flatten_the_others():
-  score = Score(name="perplexity", definition="", per_layer=(11_053.0, 549.0, *[20.0] * 27, math.inf))
-  with style():
-    axes = score_figure([score], [], 4.0).axes[0]
-  assert axes.get_ylim()[1] == 50.0
-  caption = charts(Run(name="run", scores=(score,)))["scores"].caption
-  assert caption == "Cut at the top, perplexity: layer 0 (11,053), layer 1 (549.0), layer 29 (∞)."
-
-
-@pytest.mark.parametrize("per_layer", [(0.0,), (-1.0, 2.0), (None, 1.0), (math.nan, 1.0), (0.0, 0.0), (1e300, 1e-300)])
-def test_odd_scores_can_be_drawn(per_layer):
-  with style():
-    assert to_png(score_figure([Score(name="x", definition="", per_layer=per_layer)], [0], 4.0))
-
-
-@pytest.mark.parametrize("name", ["$x^{$", "名前", "<script>", "a" * 500, "\x00"])
-def test_any_criterion_name_can_be_drawn(name):
-  with style():
-    ET.fromstring(svg(score_figure([Score(name=name, definition="", per_layer=(1.0, 2.0))], [], 4.0)))
 
 
 @pytest.mark.parametrize("values", [[2.0], [2.0, math.nan, 1.0], [math.inf, 2.0], [2.0] * 5])

@@ -45,6 +45,7 @@ def plain(text: str) -> str:
     (wording.model_name("/home/someone/models/tiny/"), "tiny"),
     (wording.model_name("C:\\models\\tiny"), "tiny"),
     (wording.model_name("org/name"), "org/name"),
+    (wording.model_name("/"), "/"),
   ],
 )
 def test_words(words, said):
