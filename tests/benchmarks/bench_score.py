@@ -1,4 +1,4 @@
-"""Leaving one layer out of SmolLM2: our sweep beside rebuilding each candidate, in our stack and in transformers' torch.
+"""Leaving one layer out of SmolLM2: our sweep beside rebuilding each candidate, in our stack and over torch.
 
   python tests/benchmarks/bench_score.py [--windows 4] [--length 256] [--repeats 1]
 
