@@ -7,7 +7,15 @@ from pathlib import Path
 
 import pytest
 
-from jaxchop.config import DataConfig, EvaluateConfig, PruneConfig, Recipe, RecoverConfig, ScoreConfig
+from jaxchop.config import (
+  DataConfig,
+  EvaluateConfig,
+  MergingConfig,
+  PruneConfig,
+  Recipe,
+  RecoverConfig,
+  ScoreConfig,
+)
 from jaxchop.errors import JaxchopError, UsageError
 from jaxchop.pipeline import gap_closed, run
 from jaxchop.run_folder import RunFolder
@@ -50,6 +58,31 @@ def test_the_summary_sets_the_three_models_side_by_side(summary):
   assert all(entry["perplexity"] > 1 and entry["decode_tokens_per_second"] > 0 for entry in (original, pruned))
   assert summary["tokens"] == 3 * 2 * 32
   assert summary["check"]["ok"]
+
+
+@pytest.mark.parametrize(
+  "prune",
+  [
+    PruneConfig(merge="mka", count=1),
+    PruneConfig(merge="streamline", criterion="cosine", count=1),
+    PruneConfig(criterion="perplexity", count=2, rounds=2),
+  ],
+  ids=["merges", "replaces", "scores in rounds"],
+)
+def test_a_recipe_may_merge_replace_or_score_in_rounds_and_leave_out_recovery(recipe, tmp_path, prune):
+  merging = MergingConfig(windows=4, window=32, batch_size=2)
+  unrecovered = dataclasses.replace(recipe.recover, steps=0)
+  job = dataclasses.replace(recipe, out=str(tmp_path / "run"), prune=prune, merging=merging, recover=unrecovered)
+  found = run(job)
+  assert found["check"]["ok"]
+  assert found["tokens"] == 0
+  # But for what bfloat16 or the format costs, nothing came back: the export is the pruned model.
+  assert found["recovered"]["perplexity"] == pytest.approx(found["pruned"]["perplexity"], rel=1e-2)
+  assert found["pruned"]["layers"] == found["original"]["layers"] - (prune.count or 0)
+  plan = json.loads((tmp_path / "run" / "plan.json").read_text())
+  assert bool(plan["merges"]) == (prune.merge == "mka")
+  assert bool(plan["repair"]) == (prune.merge == "streamline")
+  assert len(list((tmp_path / "run" / "measured").glob("scores-of-*.json"))) == prune.rounds - 1
 
 
 def test_a_second_run_does_nothing_again(recipe, summary, caplog):

@@ -1,11 +1,13 @@
 """A plan survives its file, and a broken file says what is broken."""
 
+import dataclasses
 import json
 
 import pytest
 
 from jaxchop.errors import JaxchopError
-from jaxchop.prune.plan import Plan, read_plan, to_json
+from jaxchop.prune.merge import Merge
+from jaxchop.prune.plan import Plan, Repair, read_plan, to_json
 
 PLAN = Plan(source={"name": "a"}, layers=6, keep=(0, 1, 4, 5), criterion="tail", definition="tail order")
 
@@ -20,6 +22,17 @@ def test_a_plan_says_itself_in_words():
   assert to_json(PLAN)["drop"] == [2, 3]
 
 
+def test_merges_and_what_stands_for_a_run_survive_too_and_say_themselves(tmp_path):
+  merged = dataclasses.replace(PLAN, merges=(Merge(into=1, layers=(2, 3), mode="telescope"),))
+  trained = dataclasses.replace(PLAN, keep=(0, 1, 2, 5), repair=Repair(method="streamline", start=2, end=5))
+  mapped = dataclasses.replace(PLAN, repair=Repair(method="linear_map", start=2, end=4))
+  said = ("1 absorbs 2..3 (telescope)", "one trained layer stands for 2..4", "folded into layer 1 stands for 2..3")
+  for plan, words in zip((merged, trained, mapped), said, strict=True):
+    (tmp_path / "plan.json").write_text(json.dumps(to_json(plan)))
+    assert read_plan(tmp_path / "plan.json") == plan
+    assert words in plan.words
+
+
 @pytest.mark.parametrize(
   ("change", "said"),
   [
@@ -29,7 +42,9 @@ def test_a_plan_says_itself_in_words():
     ({"keep": [1, 1]}, "keep"),
     ({"keep": "no"}, "'n'"),
     ({"drop": [1]}, "contradict"),
-    ({"merges": [[1, 2]]}, "merges"),
+    ({"merges": [[1, 2]]}, "merge"),
+    ({"merges": [{"into": 1, "layers": [4], "mode": "telescope"}]}, "layer 4 is kept"),
+    ({"repair": {"method": "glue"}}, "plan.json"),
     ({"layers": None}, "plan.json"),
     ({"criterion": 3}, "plan.json"),
   ],

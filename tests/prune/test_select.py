@@ -1,5 +1,7 @@
 """How many layers go, and which."""
 
+import dataclasses
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -7,7 +9,7 @@ from hypothesis import strategies as st
 from jaxchop.config import PruneConfig
 from jaxchop.errors import UsageError
 from jaxchop.prune.score import Score
-from jaxchop.prune.select import Sizes, choose, how_many, lowest
+from jaxchop.prune.select import Sizes, choose, dropped_by, how_many, lowest
 
 SIZES = Sizes(layers=10, per_layer=100, outside=50, parameter_bytes=2)
 
@@ -79,3 +81,67 @@ def test_explicit_lists_need_no_target():
 def test_contradictory_or_impossible_wishes_are_refused(settings):
   with pytest.raises(UsageError, match="prune"):
     choose(PruneConfig(**settings), SIZES, never)
+
+
+def test_named_layers_are_protected_beside_the_first_and_last():
+  settings = PruneConfig(criterion="perplexity", count=2, protect_first=1, protect="3,5:7")
+  choice = choose(settings, SIZES, scores(0.0, 9.0, 9.0, 1.0, 5.0, 1.0, 1.0, 6.0, 9.0, 9.0))
+  assert choice.keep == (0, 1, 2, 3, 5, 6, 8, 9)
+  with pytest.raises(UsageError, match=r"layers 0, 3, 5\.\.6 and 9 are protected; ask for at most 5"):
+    choose(dataclasses.replace(settings, count=6, protect_last=1), SIZES, never)
+
+
+RUNS = Score(
+  name="angular",
+  definition="words",
+  per_layer=(1.0, 5.0, 5.0, 2.0),
+  runs=((1.0, 5.0, 5.0, 2.0), (4.0, 3.0, 3.0), (7.0, 8.0)),
+)
+
+
+def test_a_criterion_of_runs_drops_the_lowest_run_whatever_its_single_layers_score():
+  assert dropped_by(RUNS, range(4), 1) == (0,)
+  # Of two equal runs the later goes.
+  assert dropped_by(RUNS, range(4), 2) == (2, 3)
+  assert dropped_by(RUNS, (0, 1, 2), 2) == (1, 2)
+  assert dropped_by(RUNS, range(4), 0) == ()
+
+
+@pytest.mark.parametrize(("candidates", "count", "words"), [((0, 2), 2, "no run of 2"), (range(4), 4, "longest_run")])
+def test_a_run_that_is_not_there_is_refused(candidates, count, words):
+  with pytest.raises(UsageError, match=words):
+    dropped_by(RUNS, candidates, count)
+
+
+def test_an_order_reaches_as_far_as_it_was_found():
+  greedy = Score(name="perplexity_greedy", definition="words", per_layer=(3.0, 1.0, 3.0, 2.0))
+  assert dropped_by(greedy, range(4), 2) == (1, 3)
+  with pytest.raises(UsageError, match=r"2 layers were ordered, 3 are to go; set score\.greedy_rounds"):
+    dropped_by(greedy, range(4), 3)
+
+
+def test_a_latency_target_is_met_by_the_fewest_layers_that_save_enough():
+  asked = PruneConfig(pattern="tail", latency=0.75)
+  # A layer takes a twentieth of the time here: five of them a quarter.
+  assert len(choose(asked, SIZES, never, lambda: 0.05).keep) == 5
+  assert len(choose(asked, SIZES, never, lambda: 0.0625).keep) == 6
+  with pytest.raises(UsageError, match="not measured"):
+    choose(asked, SIZES, never)
+
+
+def test_rounds_drop_equal_shares_and_see_what_is_left_each_time():
+  seen = []
+
+  def score_of(name, keep):
+    seen.append(keep)
+    return Score(name=name, definition="words", per_layer=tuple(float(layer) for layer in keep))
+
+  choice = choose(PruneConfig(criterion="perplexity", count=5, rounds=2, protect_first=1), SIZES, score_of)
+  assert seen == [tuple(range(10)), (0, 3, 4, 5, 6, 7, 8, 9)]
+  assert choice.keep == (0, 6, 7, 8, 9)
+  assert "2 rounds" in choice.definition
+
+
+def test_what_takes_the_place_of_a_run_counts_as_one_of_it():
+  settings = PruneConfig(criterion="perplexity", count=2)
+  assert len(choose(settings, SIZES, scores(*map(float, range(10))), more=1).keep) == 7
