@@ -13,11 +13,13 @@ import os
 import re
 import signal
 import sys
+import textwrap
 import threading
+from argparse import RawDescriptionHelpFormatter
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NoReturn
 
-from jsonargparse import ActionConfigFile, ArgumentParser, Namespace, set_parsing_settings
+from jsonargparse import ActionConfigFile, ArgumentParser, DefaultHelpFormatter, Namespace, set_parsing_settings
 
 from jaxchop.config import (
   DataConfig,
@@ -38,6 +40,10 @@ _MODEL = "a folder, a .gguf file, a hub id (org/name[@revision]), `builtin`, or 
 _UNKNOWN = re.compile(
   r"(?:unrecognized arguments:|accept option|invalid choice:|is not expected|Key) [`'\"]?-*([\w.]+)"
 )
+
+
+class _Formatter(RawDescriptionHelpFormatter, DefaultHelpFormatter):
+  """Leaves the lines of a description as they are."""
 
 
 class _Parser(ArgumentParser):
@@ -71,6 +77,12 @@ def _inspect(parser: _Parser) -> None:
 
 
 def _score(parser: _Parser) -> None:
+  from jaxchop.prune.criteria import DEFINITIONS
+
+  parser.epilog = "Criteria, higher meaning more important unless said otherwise:\n" + "\n".join(
+    textwrap.fill(f"{name}: {definition.text}", 110, initial_indent="  ", subsequent_indent="      ")
+    for name, definition in DEFINITIONS.items()
+  )
   parser.add_argument("model", help=_MODEL)
   parser.add_argument("-o", "--out", required=True, help="file to write, as scores.json")
   parser.add_argument("--count", type=int, help="layers to drop in what is shown; unset, a fifth")
@@ -161,10 +173,11 @@ _COMMANDS: dict[str, tuple[str, Callable[[_Parser], None]]] = {
 def parser() -> _Parser:
   """Returns the whole command line."""
   set_parsing_settings(docstring_parse_attribute_docstrings=True)
-  root = _Parser(prog="jaxchop", description="Drop layers of a Llama-family model, recover it, write it back.")
+  about = "Drop layers of a Llama-family model, recover it, write it back."
+  root = _Parser(prog="jaxchop", description=about, formatter_class=_Formatter)
   commands = root.add_subcommands(required=True)
   for name, (words, add_arguments) in _COMMANDS.items():
-    sub = _Parser(description=f"{words[0].upper()}{words[1:]}.")
+    sub = _Parser(description=f"{words[0].upper()}{words[1:]}.", formatter_class=_Formatter)
     add_arguments(sub)
     sub.add_argument("--json", action="store_true", help="print one JSON object on standard output, nothing else")
     sub.add_argument("--quiet", action="store_true", help="no progress and no log lines")

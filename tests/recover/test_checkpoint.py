@@ -23,6 +23,13 @@ pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptio
 STATE = {"count": jnp.int32(7), "mu": {"w": jnp.arange(6.0).reshape(2, 3)}}
 
 
+@pytest.fixture(autouse=True)
+def collected():
+  """What a failed load leaves behind is collected here, where the complaint is expected, not in a test that follows."""
+  yield
+  gc.collect()
+
+
 def model_of(step: int) -> dict[str, Any]:
   """A model that differs from step to step."""
   return {"embedding": jnp.full((4, 3), step + 0.5), "layers": [{"w": jnp.arange(5.0) * step}]}
@@ -39,7 +46,6 @@ def saved(folder: Path, *steps: int, keep: int = 9) -> Checkpoints:
 def restored_step(folder: Path) -> int | None:
   """The step that is restored, whose arrays must be exactly those saved."""
   found = Checkpoints(folder).restore_latest(model_of(0), STATE)
-  gc.collect()
   if found is None:
     return None
   jax.tree.map(np.testing.assert_array_equal, found.model, model_of(found.step))
@@ -116,7 +122,7 @@ def test_damage_to_any_file_is_harmless_or_noticed(tmp_path: Path, kind: str) ->
   assert skipped >= 3
 
 
-@pytest.mark.parametrize("seed", range(40))
+@pytest.mark.parametrize("seed", range(12))
 def test_no_flipped_bit_comes_back(tmp_path: Path, seed: int) -> None:
   saved(tmp_path, 1)
   draw = np.random.default_rng(seed)
