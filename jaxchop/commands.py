@@ -16,10 +16,11 @@ from jaxchop.evaluate.speed import compare_speed
 from jaxchop.files import write_json
 from jaxchop.hub.export import export_model
 from jaxchop.hub.rewrite import prune_checkpoint
+from jaxchop.job import Job
 from jaxchop.model.generate import Sampling
 from jaxchop.model.generate import generate as continue_prompts
-from jaxchop.pipeline import Job, recovered, spent_on
 from jaxchop.pipeline import run as run_recipe
+from jaxchop.pipeline import spent_on
 from jaxchop.prune import plan as plans
 from jaxchop.prune.agreement import agreement, usual_count, verdicts
 from jaxchop.prune.criteria import named
@@ -43,7 +44,6 @@ def score(options: Any) -> dict[str, Any]:
   settings = _settings(ScoreConfig, options)
   found = stages.scores(subject, subject.load(), texts, settings, named(settings.criteria), options.data, out)
   write_json(out, found)
-  out.with_name(f"{out.name}.partial").unlink(missing_ok=True)
   scores, layers = from_json(found), len(subject.keep)
   count = options.count or usual_count(layers)
   chosen = verdicts(scores, range(layers), count)
@@ -84,6 +84,8 @@ def prune(options: Any) -> dict[str, Any]:
 def read_or_make_plan(subject: Subject, options: Any) -> Plan:
   """Returns the plan that the options of `prune` name or describe; a criterion without scores scores now."""
   settings = _settings(PruneConfig, options)
+  if settings.recover_between:
+    raise UsageError("prune.recover_between: `prune` recovers nothing; put it in a recipe for `jaxchop run`")
   if options.plan:
     plan = plans.read_plan(Path(options.plan))
     if plan.layers != subject.checkpoint.layers:
@@ -116,7 +118,7 @@ def recover(options: Any) -> dict[str, Any]:
   keep_all = PruneConfig(keep=f"0:{layers}")
   job = Job(Recipe(out=options.out, model=options.model, data=options.data, prune=keep_all, recover=settings))
   with job.folder.locked():
-    again = recovered(job)
+    again = job.recovered()
   return spent_on(again)
 
 

@@ -102,6 +102,8 @@ class PruneConfig:
   """Drop layers until a decoded token takes at most this share of its time by the whole model, measured here."""
   rounds: int = 1
   """Times that layers are scored, an equal share of them going after each; 1 is one-shot."""
+  recover_between: int = 0
+  """Recovery steps between two rounds, with the settings of recover; the next round scores and cuts what came of it."""
   protect_first: int = 0
   """First layers that a count never drops; the `+` rule of Shortened LLaMA is 4 here and 2 below."""
   protect_last: int = 0

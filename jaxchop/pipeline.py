@@ -4,8 +4,6 @@ The whole model is held only until the pruned one is cut from it and both are me
 """
 
 import dataclasses
-import functools
-import json
 import logging
 import math
 import resource
@@ -17,79 +15,19 @@ import yaml
 
 from jaxchop import stages
 from jaxchop.config import Recipe
-from jaxchop.data.loader import Loader
-from jaxchop.data.pack import pack
-from jaxchop.data.packed import MANIFEST, Packed, open_packed, tokenizer_digest
 from jaxchop.data.sources import digest
-from jaxchop.data.split import Splits
-from jaxchop.data.texts import read_splits
 from jaxchop.evaluate.measure import measure
 from jaxchop.evaluate.speed import compare_speed
 from jaxchop.files import read_json, write_json, write_text
+from jaxchop.job import Job
 from jaxchop.model.llama import Llama
-from jaxchop.prune import plan as plans
-from jaxchop.prune.criteria import named
-from jaxchop.prune.plan import Plan
-from jaxchop.prune.surgery import keep_layers
-from jaxchop.recover.loop import Recovered, recover, untrained
+from jaxchop.recover.loop import Recovered, untrained
 from jaxchop.report.page import write_report
-from jaxchop.run_folder import RunFolder, standing
+from jaxchop.run_folder import standing
 from jaxchop.subject import Subject
 from jaxchop.versions import machine, versions
 
 log = logging.getLogger("jaxchop")
-
-
-class Job:
-  """A recipe, its run folder, and what several stages share, opened when first needed."""
-
-  def __init__(self, recipe: Recipe):
-    self.recipe = recipe
-    self.folder = RunFolder(Path(recipe.out))
-    self.subject = Subject(recipe.model)
-
-  @functools.cached_property
-  def texts(self) -> Splits:
-    return read_splits(self.recipe.data)
-
-  @functools.cached_property
-  def whole(self) -> Llama:
-    return self.subject.load()
-
-  @functools.cached_property
-  def small(self) -> Llama:
-    """The pruned model before recovery; what the prune leaves as it is, it shares with the whole one."""
-    return stages.cut(self.subject, self.whole, self.plan, self.recipe.merging, lambda: self.texts)
-
-  @functools.cached_property
-  def plan(self) -> Plan:
-    """Which layers stay: plan.json, from scores.json where a criterion chooses."""
-    plan = stages.plan(self.subject, self.recipe, self._scores, lambda: self.whole, lambda: self.texts)
-    write_json(self.folder.plan, plans.to_json(plan))
-    return plan
-
-  def _scores(self, keep: tuple[int, ...]) -> dict[str, Any]:
-    """Returns the scores of the model of the layers `keep`: scores.json of all, files of their own of later rounds."""
-    recipe, subject = self.recipe, self.subject
-    criteria = tuple(dict.fromkeys((*named(recipe.score.criteria), *filter(None, (recipe.prune.criterion,)))))
-    later = len(keep) < subject.checkpoint.layers
-    out = self.folder.measured / f"scores-of-{len(keep)}-layers.json" if later else self.folder.scores
-    found = standing(
-      out,
-      (subject.identity, keep, digest(self.texts.calibration), recipe.score, criteria),
-      lambda: stages.scores(
-        subject,
-        keep_layers(self.whole, keep),
-        self.texts,
-        recipe.score,
-        criteria,
-        recipe.data,
-        out,
-        keep=keep if later else None,
-      ),
-    )
-    out.with_name(f"{out.name}.partial").unlink(missing_ok=True)
-    return found
 
 
 def run(recipe: Recipe) -> dict[str, Any]:
@@ -123,7 +61,7 @@ def measured(job: Job, name: str, model: Callable[[], Llama]) -> dict[str, Any]:
   """Returns one model's perplexity and continuations; `model` is called only when they are not known yet."""
   settings, subject = job.recipe.evaluate, job.subject
   key = [name, subject.identity, digest(job.texts.held_out), settings]
-  key += [cut_by(job)] if name != "original" else []
+  key += [job.cut_by] if name != "original" else []
   key += [trained(job)] if name == "recovered" else []
   return standing(
     job.folder.measured / f"{name}.json",
@@ -132,12 +70,6 @@ def measured(job: Job, name: str, model: Callable[[], Llama]) -> dict[str, Any]:
       model(), subject.tokenizer, job.texts.held_out, settings, eos=subject.eos, title=f"Measuring {name}"
     ),
   )
-
-
-def cut_by(job: Job) -> tuple[Any, ...]:
-  """Returns what the pruned weights depend on beside the whole ones."""
-  plan, fitted = job.plan, (job.recipe.merging, digest(job.texts.training))
-  return plan.keep, *plan.merges, *((plan.repair, *fitted) if plan.repair else ())
 
 
 def trained(job: Job) -> tuple[Any, ...]:
@@ -162,36 +94,13 @@ def exported(job: Job, recipe: str) -> dict[str, Any]:
   """Returns what recovery took, after writing the recovered model to the run's export folder."""
 
   def make() -> dict[str, Any]:
-    again = recovered(job) if job.recipe.recover.steps else untrained(job.small)
+    again = job.recovered() if job.recipe.recover.steps else untrained(job.small)
     subject = Subject(str(job.folder.path))
     stages.write(subject, again.model, job.plan, job.folder.export, job.recipe.export, overwrite=True, recipe=recipe)
     return spent_on(again)
 
-  key = job.subject.identity, cut_by(job), trained(job)
+  key = job.subject.identity, job.cut_by, trained(job)
   return standing(job.folder.measured / "recovery.json", key, make, product=job.folder.export / "config.json")
-
-
-def recovered(job: Job) -> Recovered:
-  """Returns the pruned model after continued pretraining; the whole one is let go first."""
-  settings, subject = job.recipe.recover, job.subject
-  packed = training_data(job)
-  start = job.small
-  del job.small, job.whole
-  batches = Loader(packed, batch_size=settings.batch_size, seed=settings.seed)
-  meta = {"source": subject.identity, "cut": json.loads(json.dumps(cut_by(job), default=str)), "data": packed.digest}
-  return recover(start, batches, settings, job.folder.path, meta=meta)
-
-
-def training_data(job: Job) -> Packed:
-  """Returns the training text as token records, packed once and checked each time."""
-  tokenizer, length, out = job.subject.tokenizer, job.recipe.recover.seq_len, job.folder.data
-
-  def make() -> dict[str, Any]:
-    return {"digest": pack(job.texts.training, tokenizer, seq_len=length, out=out, eos=job.subject.eos[0]).digest}
-
-  key = digest(job.texts.training), tokenizer_digest(tokenizer), length
-  standing(job.folder.measured / "data.json", key, make, product=out / MANIFEST)
-  return open_packed(out, tokenizer)
 
 
 def spent_on(again: Recovered) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from jaxchop.data.split import Splits
 from jaxchop.data.windows import first_sentences, first_windows
 from jaxchop.errors import UsageError
 from jaxchop.evaluate.speed import compare_speed
+from jaxchop.files import write_json
 from jaxchop.hub.builtin import BUILTIN, MODEL_CARD
 from jaxchop.hub.check import CheckReport, check_in_fresh_process
 from jaxchop.hub.export import Exported, config_dtype, export_model
@@ -41,27 +42,39 @@ def scores(
   out: Path,
   *,
   keep: tuple[int, ...] | None = None,
+  trained: object = (),
 ) -> dict[str, Any]:
   """Returns the content of scores.json: every layer of `model` by each criterion on the calibration text.
 
   What stands in `out` and would come out the same is taken from there; losses measured so far lie beside it until all
-  is done. `keep` says which layers of the subject the model has, where it is cut already.
+  is done. `keep` says which layers of the subject the model has, where it is cut already, and `trained` what its
+  weights went through since.
   """
   text = {"name": data.calibration or data.source, "digest": digest(texts.calibration)}
-  about = subject.identity if keep is None else subject.identity | {"digest": f"{subject.identity['digest']} {keep}"}
-  standing = scores_file.standing_scores(out, config, about, text)
-  missing = [name for name in criteria if name not in standing.criteria]
-  if missing:
-    ids_NT = first_windows(
-      texts.calibration, subject.tokenizer, count=config.windows, length=config.window, eos=subject.eos[0]
-    )
-    of = json.dumps([about, text, config.windows, config.window, config.batch_size])
-    journal = Journal(out.with_name(f"{out.name}.partial"), of)
-    new = score(model, ids_NT, missing, config, journal=journal)
-    standing = Scores(criteria={**standing.criteria, **new.criteria}, baseline=new.baseline or standing.baseline)
-  return scores_file.to_json(
-    standing, settings=config, model=about, data=text | {"windows": config.windows, "window": config.window}
+  about = (
+    subject.identity
+    if keep is None
+    else subject.identity | {"digest": f"{subject.identity['digest']} {keep} {trained}"}
   )
+  standing = scores_file.standing_scores(out, config, about, text)
+  about_text = text | {"windows": config.windows, "window": config.window}
+
+  def content(new: Scores) -> dict[str, Any]:
+    scores = Scores(criteria=standing.criteria | new.criteria, baseline=new.baseline or standing.baseline)
+    return scores_file.to_json(scores, settings=config, model=about, data=about_text)
+
+  missing = [name for name in criteria if name not in standing.criteria]
+  if not missing:
+    return content(Scores(criteria={}))
+  ids_NT = first_windows(
+    texts.calibration, subject.tokenizer, count=config.windows, length=config.window, eos=subject.eos[0]
+  )
+  # All that decides which windows are one batch of losses.
+  batches = [about, text, config.windows, config.window, config.batch_size, config.removal_windows]
+  journal = Journal(out.with_name(f"{out.name}.partial"), json.dumps(batches))
+  found = score(model, ids_NT, missing, config, journal=journal, done=lambda new: write_json(out, content(new)))
+  journal.close()
+  return content(found)
 
 
 def plan(

@@ -85,6 +85,32 @@ def test_a_recipe_may_merge_replace_or_score_in_rounds_and_leave_out_recovery(re
   assert len(list((tmp_path / "run" / "measured").glob("scores-of-*.json"))) == prune.rounds - 1
 
 
+def test_rounds_may_recover_in_between_and_score_what_came_of_it(recipe, tmp_path, caplog):
+  prune = PruneConfig(criterion="block_influence", count=2, rounds=2, recover_between=2)
+  job = dataclasses.replace(recipe, out=str(tmp_path / "run"), prune=prune)
+  found = run(job)
+  assert found["check"]["ok"]
+  assert found["pruned"]["layers"] == 2
+  # The pruned model is the once recovered one, cut again: not what its layers were in the whole model.
+  plain = run(
+    dataclasses.replace(job, out=str(tmp_path / "plain"), prune=dataclasses.replace(prune, recover_between=0))
+  )
+  assert found["pruned"]["perplexity"] != plain["pruned"]["perplexity"]
+  before = sorted(path.stat().st_mtime_ns for path in (tmp_path / "run" / "measured").iterdir())
+  with caplog.at_level(logging.INFO, logger="jaxchop"):
+    caplog.clear()
+    assert run(job)["recovered"]["perplexity"] == found["recovered"]["perplexity"]
+  assert not [line for line in caplog.messages if "training step" in line or "Scoring" in line]
+  assert sorted(path.stat().st_mtime_ns for path in (tmp_path / "run" / "measured").iterdir()) == before
+
+
+@pytest.mark.parametrize("change", [{"rounds": 1}, {"merge": "mka", "criterion": None}])
+def test_recovering_between_rounds_needs_rounds_of_plain_removal(recipe, tmp_path, change):
+  prune = dataclasses.replace(PruneConfig(criterion="block_influence", count=2, rounds=2, recover_between=2), **change)
+  with pytest.raises(UsageError, match=r"prune\.recover_between"):
+    run(dataclasses.replace(recipe, out=str(tmp_path / "run"), prune=prune))
+
+
 def test_a_second_run_does_nothing_again(recipe, summary, caplog):
   files = sorted(RunFolder(Path(recipe.out)).measured.iterdir())
   before = [file.stat().st_mtime_ns for file in files]

@@ -6,7 +6,7 @@ Shapes: N calibration windows, B windows at once, T tokens, L layers, R resampli
 
 import dataclasses
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -51,7 +51,7 @@ class Score:
 class Scores:
   """All that was computed of one model on one calibration text."""
 
-  criteria: Mapping[str, Score]
+  criteria: dict[str, Score]
   # Mean nats per token of the whole model, and its interval; None where no criterion ran it.
   baseline: tuple[float, tuple[float, float]] | None = None
 
@@ -70,22 +70,27 @@ def score(
   *,
   real_NT: np.ndarray | None = None,
   journal: Journal | None = None,
+  done: Callable[[Scores], None] | None = None,
 ) -> Scores:
   """Returns every layer's score by each criterion; the model's arrays are used where they lie.
 
   `real_NT` is false at padding, which must stand on the right. With several devices the windows of a batch are spread
-  over them. `journal` keeps losses that were measured. Raises JaxchopError when a score is not finite: the model or
-  the calibration text is broken.
+  over them. `journal` keeps losses that were measured, and `done` is given what was found so far after each criterion.
+  Raises JaxchopError when a score is not finite: the model or the calibration text is broken.
   """
   real_NT = np.ones(ids_NT.shape, bool) if real_NT is None else real_NT
   raw = _Statistics(model, ids_NT, real_NT, settings, journal)
-  found = {name: _scored(name, DEFINITIONS[name], raw) for name in criteria}
-  families = {DEFINITIONS[name].family for name in criteria}
-  baseline = None
-  if families & {"activations", "loss"}:
-    nll_R = draws(len(ids_NT)) @ raw.passed["nll"]
-    baseline = float(raw.passed["nll"].mean()), intervals(nll_R[:, None])[0]
-  return Scores(criteria=found, baseline=baseline)
+  scores = Scores(criteria={})
+  for name in criteria:
+    found = scores.criteria | {name: _scored(name, DEFINITIONS[name], raw)}
+    scores = Scores(criteria=found, baseline=scores.baseline)
+    if scores.baseline is None and DEFINITIONS[name].family in ("activations", "loss"):
+      nll_N = raw.passed["nll"]
+      interval = intervals((draws(len(nll_N)) @ nll_N)[:, None])[0]
+      scores = Scores(criteria=found, baseline=(float(nll_N.mean()), interval))
+    if done is not None:
+      done(scores)
+  return scores
 
 
 def _scored(name: str, definition: Definition, raw: "_Statistics") -> Score:

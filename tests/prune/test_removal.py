@@ -85,3 +85,10 @@ def test_fewer_windows_may_serve_the_criteria_that_run_many_models(model):
   settings = ScoreConfig(batch_size=2, removal_windows=3)
   few = score(model, IDS_NT, ["perplexity"], settings)["perplexity"]
   assert few.per_layer == pytest.approx(score(model, IDS_NT[:3], ["perplexity"], settings)["perplexity"].per_layer)
+
+
+def test_what_is_done_is_told_after_each_criterion(model):
+  told = []
+  names = ["magnitude_l1", "block_influence", "perplexity"]
+  score(model, IDS_NT, names, done=lambda scores: told.append(list(scores.criteria)))
+  assert told == [names[:1], names[:2], names]

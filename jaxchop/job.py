@@ -1,0 +1,133 @@
+"""A recipe at work: its model, text and plan, opened when first needed, and the training that it asks for."""
+
+import dataclasses
+import functools
+import json
+from pathlib import Path
+from typing import Any
+
+from jaxchop import stages
+from jaxchop.config import Recipe
+from jaxchop.data.loader import Loader
+from jaxchop.data.pack import pack
+from jaxchop.data.packed import MANIFEST, Packed, open_packed, tokenizer_digest
+from jaxchop.data.sources import digest
+from jaxchop.data.split import Splits
+from jaxchop.data.texts import read_splits
+from jaxchop.errors import UsageError
+from jaxchop.files import write_json
+from jaxchop.model.llama import Llama
+from jaxchop.prune import plan as plans
+from jaxchop.prune.criteria import named
+from jaxchop.prune.plan import Plan
+from jaxchop.prune.surgery import keep_layers
+from jaxchop.recover.loop import Recovered, recover
+from jaxchop.run_folder import RunFolder, standing
+from jaxchop.subject import Subject
+
+Layers = tuple[int, ...]
+
+
+class Job:
+  """A recipe, its run folder, and what several stages share, opened when first needed."""
+
+  def __init__(self, recipe: Recipe):
+    """Raises UsageError on settings that contradict each other across rooms."""
+    if recipe.prune.recover_between and (recipe.prune.merge or not recipe.recover.steps or recipe.prune.rounds == 1):
+      raise UsageError(
+        "prune.recover_between: needs prune.rounds above 1, recover.steps above 0 and no prune.merge; leave it out"
+      )
+    self.recipe = recipe
+    self.folder = RunFolder(Path(recipe.out))
+    self.subject = Subject(recipe.model)
+    # What was left in each round of scoring, the whole model first.
+    self._rounds: list[Layers] = []
+
+  @functools.cached_property
+  def texts(self) -> Splits:
+    return read_splits(self.recipe.data)
+
+  @functools.cached_property
+  def whole(self) -> Llama:
+    return self.subject.load()
+
+  @functools.cached_property
+  def plan(self) -> Plan:
+    """Which layers stay: plan.json, from scores.json where a criterion chooses."""
+    plan = stages.plan(self.subject, self.recipe, self._scores, lambda: self.whole, lambda: self.texts)
+    write_json(self.folder.plan, plans.to_json(plan))
+    return plan
+
+  @functools.cached_property
+  def small(self) -> Llama:
+    """The pruned model before recovery; what the prune leaves as it is, it shares with the whole one."""
+    plan = self.plan
+    if self.recipe.prune.recover_between:
+      return _places(self._after(self._rounds[-1]), self._rounds[-1], plan.keep)
+    return stages.cut(self.subject, self.whole, plan, self.recipe.merging, lambda: self.texts)
+
+  @property
+  def cut_by(self) -> tuple[Any, ...]:
+    """What the pruned weights depend on beside the whole ones."""
+    plan, text = self.plan, digest(self.texts.training)
+    fitted = (plan.repair, self.recipe.merging, text) if plan.repair else ()
+    trained = (self._rounds, self.recipe.prune.recover_between, self.recipe.recover, text)
+    return plan.keep, *plan.merges, *fitted, *(trained if self.recipe.prune.recover_between else ())
+
+  @functools.cached_property
+  def packed(self) -> Packed:
+    """The training text as token records, packed once and checked each time."""
+    tokenizer, length, out = self.subject.tokenizer, self.recipe.recover.seq_len, self.folder.data
+
+    def make() -> dict[str, Any]:
+      return {"digest": pack(self.texts.training, tokenizer, seq_len=length, out=out, eos=self.subject.eos[0]).digest}
+
+    key = digest(self.texts.training), tokenizer_digest(tokenizer), length
+    standing(self.folder.measured / "data.json", key, make, product=out / MANIFEST)
+    return open_packed(out, tokenizer)
+
+  def recovered(self) -> Recovered:
+    """Returns the pruned model after continued pretraining; the whole one is let go first."""
+    start, packed, cut_by = self.small, self.packed, self.cut_by
+    del self.small, self.whole
+    return self._recover(start, self.recipe.recover.steps, self.folder.path, packed, cut_by)
+
+  def _recover(self, start: Llama, steps: int, folder: Path, packed: Packed, cut_by: tuple[Any, ...]) -> Recovered:
+    settings = dataclasses.replace(self.recipe.recover, steps=steps)
+    batches = Loader(packed, batch_size=settings.batch_size, seed=settings.seed)
+    meta = {"source": self.subject.identity, "cut": json.loads(json.dumps(cut_by, default=str)), "data": packed.digest}
+    return recover(start, batches, settings, folder, meta=meta)
+
+  def _scores(self, keep: Layers) -> dict[str, Any]:
+    """Returns the scores of the model of the layers `keep`: scores.json of all, files of their own of later rounds."""
+    recipe, subject = self.recipe, self.subject
+    self._rounds.append(keep)
+    criteria = tuple(dict.fromkeys((*named(recipe.score.criteria), *filter(None, (recipe.prune.criterion,)))))
+    later = len(keep) < subject.checkpoint.layers
+    out = self.folder.measured / f"scores-of-{len(keep)}-layers.json" if later else self.folder.scores
+    between = (recipe.recover, recipe.prune.recover_between) if later and recipe.prune.recover_between else ()
+
+    def make() -> dict[str, Any]:
+      left = keep if later else None
+      return stages.scores(
+        subject, self._after(keep), self.texts, recipe.score, criteria, recipe.data, out, keep=left, trained=between
+      )
+
+    key = (subject.identity, keep, digest(self.texts.calibration), recipe.score, criteria, between)
+    return standing(out, key, make)
+
+  def _after(self, keep: Layers) -> Llama:
+    """Returns the model of the layers `keep` of a round: of later rounds recovered, where the recipe asks for it."""
+    number = self._rounds.index(keep)
+    if number == 0 or not self.recipe.prune.recover_between:
+      return keep_layers(self.whole, keep)
+    before = self._rounds[number - 1]
+    start = _places(self._after(before), before, keep)
+    folder = self.folder.path / "rounds" / f"{len(keep)}-layers"
+    about = (self._rounds[: number + 1], self.recipe.prune.recover_between)
+    return self._recover(start, self.recipe.prune.recover_between, folder, self.packed, about).model
+
+
+def _places(model: Llama, layers: Layers, keep: Layers) -> Llama:
+  """Returns the layers `keep` of a model that has just `layers`."""
+  return keep_layers(model, [layers.index(layer) for layer in keep])
