@@ -3,7 +3,7 @@
 import importlib.util
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
   for item in items:
     if "torch" in item.keywords and not _TORCH:
       item.add_marker(pytest.mark.skip(reason="needs torch: pip install torch"))
+
+
+@pytest.fixture(autouse=True, scope="module")
+def forgotten_programs() -> Iterator[None]:
+  """Compiled programs of one file serve no other: kept, those of the whole suite would take many gigabytes."""
+  yield
+  jax.clear_caches()
 
 
 @pytest.fixture(scope="session")

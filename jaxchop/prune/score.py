@@ -195,13 +195,16 @@ class _Statistics:
 
   @property
   def taylor(self) -> tuple[np.ndarray, np.ndarray]:
-    """The Taylor criterion per layer, exactly, and per resampling, by the change of the sampled weights."""
+    """The Taylor criterion per layer, exactly, and per resampling, by the change of the sampled weights.
+
+    A resampling adds noise, which the absolute value cannot take back: all its scores are too large, those of noisy
+    layers most. So each layer's are brought back to the exact score in the mean.
+    """
     sample_NLC, whole_L = self._products["sample"], self._products["total"]
-    usual_L = np.abs(sample_NLC.mean(axis=0)).sum(axis=-1)
     drawn_RL = np.stack(
       [np.abs(np.tensordot(share_N, sample_NLC, axes=1)).sum(-1) for share_N in draws(len(sample_NLC))]
     )
-    return whole_L, whole_L * drawn_RL / usual_L
+    return whole_L, whole_L * drawn_RL / drawn_RL.mean(axis=0)
 
   @functools.cached_property
   def _removals(self) -> Removals:

@@ -85,6 +85,12 @@ def test_intervals_enclose_the_score_and_shrink_to_it_when_windows_agree(model):
   np.testing.assert_allclose([low for low, _ in same.interval], same.per_layer, rtol=1e-6)
 
 
+@pytest.mark.parametrize("name", ["taylor", "taylor_batch", "block_influence_pooled", "cka", "euclidean"])
+def test_an_interval_stands_around_its_score_whatever_the_criterion_does_to_the_windows(model, name):
+  found = score(model, IDS_NT, [name])[name]
+  assert all(low <= value <= high for value, (low, high) in zip(found.per_layer, found.interval, strict=True))
+
+
 def test_scores_survive_their_file(model):
   scores = score(model, IDS_NT, ["block_influence", "perplexity"])
   about = {"digest": "x"}
