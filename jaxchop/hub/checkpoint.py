@@ -98,6 +98,9 @@ def checked_tensors(
 
   Stored rotary frequencies are left out, and so is the head of a tied model when it equals the embedding byte by byte.
   """
+  # A lie about the layers must not cost the time to list them.
+  if layers > len(tensors):
+    raise JaxchopError(f"{where} states {layers:,} layers, but there are {len(tensors)} tensors in all; it is broken")
   wanted = names.expected(architecture, layers)
   found = {name: tensor for name, tensor in tensors.items() if not names.ignorable(name)}
   if names.HEAD in found and architecture.tied and names.EMBEDDING in found:

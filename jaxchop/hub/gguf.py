@@ -113,6 +113,9 @@ def config_of(file: GgufFile) -> dict[str, Any]:
   if missing := [key for key, value in config.items() if value is None]:
     raise JaxchopError(f"{file.path}: the metadata gives no {missing[0]}; the file is not complete")
   layers = layer_count(config, str(file.path))
+  # A lie about the layers must not cost the time and the memory to list them.
+  if layers > len(file.tensors):
+    raise JaxchopError(f"{file.path}: states {layers:,} layers, but holds {len(file.tensors)} tensors; it is broken")
   head_dim = parse_config(config | {"head_dim": settings.get("attention.key_length")}, str(file.path)).head_dim
   config |= {"head_dim": head_dim} | special_ids(file.metadata, str(file.path))
   config |= rope_settings(settings, file.tensors.get(_ROPE_TENSOR), head_dim, file.path)

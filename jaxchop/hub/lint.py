@@ -33,6 +33,9 @@ def lint(facts: Facts) -> tuple[Line, ...]:
 
 def wrong_tensors(facts: Facts) -> Iterator[str]:
   """Yields what is wrong with the folder's tensors, as config.json describes them."""
+  if facts.layers > len(facts.tensors):
+    yield f"config.json: num_hidden_layers is {facts.layers}, but there are {len(facts.tensors)} tensors in all"
+    return
   wanted = names.expected(parse_config(facts.config, facts.where), facts.layers)
   for name, stored in facts.tensors.items():
     where = f"tensor {shown(name)} in {stored.file.name}"

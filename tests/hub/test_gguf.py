@@ -311,6 +311,14 @@ def test_lengths_that_lie_are_refused_before_memory_is_taken(make, tmp_path):
     refusal(str(tmp_path / "lie.gguf"))
 
 
+def test_a_count_of_layers_that_no_file_could_hold_is_refused_at_once(make, tmp_path):
+  raw = bytearray(Path(make(num_hidden_layers=1)[0]).read_bytes())
+  count = raw.index(b"llama.block_count") + len("llama.block_count") + 4
+  raw[count : count + 4] = (2**30).to_bytes(4, "little")
+  (tmp_path / "lie.gguf").write_bytes(raw)
+  assert "1,073,741,824 layers" in refusal(str(tmp_path / "lie.gguf"))
+
+
 @given(data=st.data())
 def test_no_flipped_byte_of_the_header_escapes_as_anything_but_a_refusal(data, tmp_path_factory, tiny_tokenizer):
   folder = tmp_path_factory.getbasetemp()
