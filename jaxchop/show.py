@@ -59,6 +59,7 @@ def _score(console: rich.console.Console, result: Result) -> None:
   if result["compare"]:
     return _compare(console, result)
   table = _table("criterion", f"drops {result['count']}", "same set", "order of removal", justify="left")
+  table.columns[0].no_wrap = True
   for name in result["criteria"]:
     chosen = result["chosen"].get(name)
     if chosen is None:
