@@ -71,6 +71,7 @@ def test_on_small_random_models_with_padding(shape, skip):
 @pytest.mark.real
 def test_on_smollm2(real):
   theirs, ours, prompts = real
-  length = min(map(len, prompts))
-  ids_NT = np.array([ids[:length] for ids in prompts], np.int32)
-  compare(theirs, ours, ids_NT, np.ones(ids_NT.shape, bool), skip=0, longest=2, rounds=2)
+  # Two windows and single layers: every candidate is a pass over all weights; runs and rounds are proven above.
+  length = min(map(len, prompts[:2]))
+  ids_NT = np.array([ids[:length] for ids in prompts[:2]], np.int32)
+  compare(theirs, ours, ids_NT, np.ones(ids_NT.shape, bool), skip=0, longest=1, rounds=1)
