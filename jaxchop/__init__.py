@@ -18,6 +18,7 @@ _API = {
   "RecoverConfig": "jaxchop.config",
   "ScoreConfig": "jaxchop.config",
   "JaxchopError": "jaxchop.errors",
+  "compiler_options": "jaxchop.compiler",
   "open_checkpoint": "jaxchop.hub.load",
   "load_model": "jaxchop.hub.load",
   "load_tokenizer": "jaxchop.hub.tokenizer",

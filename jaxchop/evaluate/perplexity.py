@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from numpy.typing import NDArray
 
+from jaxchop.compiler import Program
 from jaxchop.data.sources import Document
 from jaxchop.errors import JaxchopError, UsageError
 from jaxchop.evaluate.protocol import PROTOCOLS, Protocol, Windows
@@ -91,7 +92,7 @@ def perplexity(
   return _summary(np.array(nll), np.array(tokens), size, protocol)
 
 
-@jax.jit
+@Program
 def window_nll(model: Llama, ids_BW: jax.Array, target_BW: jax.Array, weight_BW: jax.Array) -> jax.Array:
   """Returns nll_B, the weighted sum of each window's losses in nats, float32."""
   nll_BW = token_nll(model.norm(hidden(model, ids_BW)), model.head_DV(), target_BW)

@@ -12,6 +12,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from jaxchop.compiler import Program
 from jaxchop.errors import UsageError
 from jaxchop.model.cache import Cache, decode, prefill
 from jaxchop.model.llama import Llama
@@ -90,8 +91,8 @@ def _compile(model: Llama, batch: int, prompt_tokens: int, new_tokens: int) -> t
     return jax.lax.fori_loop(0, new_tokens, step, (logits_BV, cache))
 
   after = jax.eval_shape(read, model, ids_BT)
-  reader = jax.jit(read).lower(model, ids_BT).compile()
-  writer = jax.jit(write).lower(model, *after).compile()
+  reader = Program(read).lower(model, ids_BT).compile()
+  writer = Program(write).lower(model, *after).compile()
   return lambda: reader(model, ids_BT), lambda *state: writer(model, *state)
 
 

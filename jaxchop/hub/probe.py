@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxchop.compiler import Program
 from jaxchop.model.cache import Cache, decode, prefill
 from jaxchop.model.config import LlamaConfig
 from jaxchop.model.llama import Llama
@@ -43,13 +44,13 @@ def cached_logits(model: Llama, ids_T: np.ndarray) -> np.ndarray:
     return np.asarray(_cached(model, ids_T))
 
 
-@jax.jit
+@Program
 def _full(model: Llama, ids_T: jax.Array) -> jax.Array:
   # Not scanned: that would stack the layers, a second copy of them.
   return model(ids_T[None], layout="unrolled")[0]
 
 
-@jax.jit
+@Program
 def _cached(model: Llama, ids_T: jax.Array) -> jax.Array:
   def one(cache: Cache, token: jax.Array) -> tuple[Cache, jax.Array]:
     logits_BV, cache = decode(model, token[None], cache)

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxchop.compiler import Program
 from jaxchop.errors import UsageError
 from jaxchop.model.cache import Cache, decode, prefill
 from jaxchop.model.llama import Llama
@@ -108,7 +109,7 @@ class _State(NamedTuple):
   cache: Cache
 
 
-@functools.partial(jax.jit, static_argnames=("room", "sampling"))
+@functools.partial(Program, static_argnames=("room", "sampling"))
 def _continue(
   model: Llama,
   ids_BT: jax.Array,

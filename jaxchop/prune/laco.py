@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxchop.compiler import Program
 from jaxchop.errors import JaxchopError, UsageError
 from jaxchop.model.llama import Block, Llama, positions
 from jaxchop.model.rope import rotation
@@ -188,7 +189,7 @@ def _removed(merges: tuple[Merge, ...]) -> int:
   return sum(len(merge.layers) for merge in merges)
 
 
-@jax.jit
+@Program
 def _last_hidden(
   ends: Llama, stack: Any, block: Block, slot: jax.Array, alive_L: jax.Array, ids_BT: jax.Array
 ) -> jax.Array:
@@ -202,17 +203,17 @@ def _last_hidden(
   return ends.norm(run_alive(stack, block(x_BTD, turn), turn, alive_L, start=slot + 1))
 
 
-@functools.partial(jax.jit, static_argnames="mode")
+@functools.partial(Program, static_argnames="mode")
 def _block(stack: Any, into: jax.Array, layers: tuple[jax.Array, ...], mode: MergeMode) -> Block:
   return merged_block(layer_at(stack, into), [layer_at(stack, layer) for layer in layers], mode)
 
 
-@functools.partial(jax.jit, donate_argnums=0)
+@functools.partial(Program, donate_argnums=0)
 def _put(stack: Any, block: Block, slot: jax.Array) -> Any:
   return jax.tree.map(lambda leaves, leaf: leaves.at[slot].set(leaf), stack, block)
 
 
-@jax.jit
+@Program
 def _cosine(x_BTD: jax.Array, y_BTD: jax.Array, mask_BT: jax.Array) -> jax.Array:
   """Returns cosine_B of whole sentences as one vector each."""
   x, y = (jnp.where(mask_BT[..., None], a.astype(jnp.float32), 0.0) for a in (x_BTD, y_BTD))

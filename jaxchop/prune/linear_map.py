@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxchop.compiler import Program
 from jaxchop.errors import JaxchopError, UsageError
 from jaxchop.layers import without
 from jaxchop.model.attention import causal_attention
@@ -87,7 +88,7 @@ def _check(start: int, end: int, layers: int, ridge: float) -> None:
     raise UsageError(f"linear_map.ridge is {ridge}; it must be at least 0")
 
 
-@functools.partial(jax.jit, static_argnames=("start", "end"))
+@functools.partial(Program, static_argnames=("start", "end"))
 def _observe(model: Llama, ids_BT: jax.Array, start: int, end: int) -> tuple[jax.Array, jax.Array]:
   """Returns mlp_BTD of layer start-1 and change_BTD, what the layers start..end-1 add to the stream after it."""
   layers, turn = [*model.layers], rotation(model.config, positions(ids_BT))

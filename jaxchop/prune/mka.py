@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxchop.compiler import Program
 from jaxchop.errors import JaxchopError, UsageError
 from jaxchop.model.llama import Block, Llama, positions
 from jaxchop.model.rope import rotation
@@ -163,7 +164,7 @@ def _distances(model: Llama, ids_NT: np.ndarray, mask_NT: np.ndarray, batch_size
   return distances
 
 
-@jax.jit
+@Program
 def _through(layer: Block, x_BTD: jax.Array, turn: Turn) -> jax.Array:
   return layer(x_BTD, turn)
 

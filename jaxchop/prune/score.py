@@ -14,6 +14,7 @@ import numpy as np
 from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from jaxchop.compiler import Program
 from jaxchop.config import ScoreConfig
 from jaxchop.errors import JaxchopError
 from jaxchop.model.llama import Block, Llama
@@ -162,7 +163,7 @@ class _Statistics:
   @functools.cached_property
   def passed(self) -> dict[str, np.ndarray]:
     """What one forward pass tells, see activations.py."""
-    program, parts = jax.jit(activations.statistics), []
+    program, parts = Program(activations.statistics), []
     skip = int(self._settings.skip_first)
     with stage("Scoring layers: forward pass", len(self._ids_NT), "windows") as bar:
       for ids_BT, real_BT, count in self._batches(len(self._ids_NT)):
@@ -181,15 +182,15 @@ class _Statistics:
   @functools.cached_property
   def _products(self) -> dict[str, np.ndarray]:
     """The products of weights and gradients, window after window; `total` is the sum of |their mean| by layer."""
-    program = jax.jit(gradients.taylor_products, donate_argnums=4)
+    program = Program(gradients.taylor_products, donate_argnums=4)
     rest, stack = self._parts
-    total, rows = jax.jit(gradients.no_products)(stack), []
+    total, rows = Program(gradients.no_products)(stack), []
     with stage("Scoring layers: gradients", len(self._ids_NT), "windows") as bar:
       for ids_T, real_T in zip(self._ids_NT, self._real_NT, strict=True):
         total, sums = program(rest, stack, ids_T, real_T, total)
         rows.append(jax.tree.map(np.asarray, sums))
         bar.advance()
-    whole_L = np.asarray(jax.jit(gradients.absolute_sums)(total), np.float64)
+    whole_L = np.asarray(Program(gradients.absolute_sums)(total), np.float64)
     stacked = {name: np.stack([getattr(row, name) for row in rows]).astype(np.float64) for name in rows[0]._fields}
     return stacked | {"total": whole_L / len(rows)}
 
@@ -216,7 +217,7 @@ class _Statistics:
     """The model without its layers, and the layers as one stack: programs over any subset read them from there."""
     rest = jax.tree.map(lambda leaf: leaf, self._model)
     rest.layers = nnx.List([])
-    return rest, jax.jit(stacked)(self._model)
+    return rest, Program(stacked)(self._model)
 
   @functools.cached_property
   def without_each(self) -> np.ndarray:

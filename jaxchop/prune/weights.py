@@ -5,6 +5,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from jaxchop.compiler import Program
 from jaxchop.model.llama import Llama
 from jaxchop.model.tree import flatten
 
@@ -20,7 +21,7 @@ def counted(layer: Any) -> dict[str, Any]:
 def magnitudes(model: Llama) -> dict[str, jax.Array]:
   """Returns l1_L and l2_L, the sums of |w| and of w² over each layer's projections and norms, and their count_L."""
   layers = [list(counted(layer).values()) for layer in model.layers]
-  sums = jax.jit(
+  sums = Program(
     lambda layers: {
       "l1": jnp.stack([sum(jnp.sum(jnp.abs(w.astype(jnp.float32))) for w in layer) for layer in layers]),
       "l2": jnp.stack([sum(jnp.sum(jnp.square(w.astype(jnp.float32))) for w in layer) for layer in layers]),

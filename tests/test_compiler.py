@@ -1,0 +1,67 @@
+"""Programs ask the devices for their options when they first run, and run where there are none to ask for."""
+
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxchop import compiler
+
+
+@pytest.fixture(autouse=True)
+def asked_anew():
+  compiler.compiler_options.cache_clear()
+  yield
+  compiler.compiler_options.cache_clear()
+
+
+def products(a_ND, b_DM):
+  return a_ND @ b_DM
+
+
+def rounding(compiled) -> float:
+  """Returns the largest difference of a product from float64's."""
+  a_ND, b_DM = (np.random.default_rng(seed).normal(size=(512, 512)).astype(np.float32) for seed in range(2))
+  return abs(np.asarray(compiled(a_ND, b_DM)) - a_ND.astype(np.float64) @ b_DM).max()
+
+
+def test_a_program_on_a_cpu_rounds_no_coarser_than_plain_jit():
+  assert rounding(compiler.Program(products)) <= rounding(jax.jit(products))
+
+
+def test_the_options_are_for_a_callers_own_jit_too():
+  own = jax.jit(products, compiler_options=compiler.compiler_options())
+  assert rounding(own) == rounding(compiler.Program(products))
+
+
+def test_other_devices_get_no_options(monkeypatch):
+  monkeypatch.setattr(jax, "default_backend", lambda: "tpu")
+  assert compiler.compiler_options() == {}
+
+
+def test_a_compiler_without_the_choice_gets_none(monkeypatch):
+  monkeypatch.setattr(compiler, "_EXACT", {"xla_cpu_of_another_year": ""})
+  assert compiler.compiler_options() == {}
+  assert compiler.Program(products)(jnp.ones((1, 2)), jnp.ones((2, 1))) == 2
+
+
+def test_the_rest_is_jit():
+  double = compiler.Program(lambda x, *, times: x * 2**times, static_argnames="times", donate_argnums=0)
+  x = jnp.ones(3)
+  assert double(x, times=2).tolist() == [4, 4, 4]
+  assert x.is_deleted()
+  whole = compiler.Program(products).lower(*[jax.ShapeDtypeStruct((2, 2), jnp.float32)] * 2).compile()
+  assert whole(jnp.eye(2), jnp.eye(2)).tolist() == [[1, 0], [0, 1]]
+  assert compiler.Program(products).__name__ == "products"
+
+
+def test_defining_programs_starts_no_device():
+  code = (
+    "import jaxchop.recover.loop, jaxchop.prune.score, jaxchop.model.generate\n"
+    "from jax._src import xla_bridge\n"
+    "assert not xla_bridge.backends_are_initialized()"
+  )
+  subprocess.run([sys.executable, "-c", code], check=True)
