@@ -109,7 +109,11 @@ def read_or_make_plan(subject: Subject, options: Any) -> Plan:
   recipe = Recipe(
     out="", model=options.model, data=options.data, prune=settings, merging=options.merging, export=options.export
   )
-  return stages.plan(subject, recipe, found, subject.load, lambda: read_splits(options.data))
+
+  def search(count: int | None) -> Plan:
+    return stages.merged_plan(subject, recipe, subject.load(), read_splits(options.data), count)
+
+  return stages.plan(subject, recipe, found, lambda: stages.layer_share(subject.load()), search)
 
 
 def recover(options: Any) -> dict[str, Any]:

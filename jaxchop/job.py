@@ -24,6 +24,7 @@ from jaxchop.prune.surgery import keep_layers
 from jaxchop.recover.loop import Recovered, recover
 from jaxchop.run_folder import RunFolder, standing
 from jaxchop.subject import Subject
+from jaxchop.versions import machine
 
 Layers = tuple[int, ...]
 
@@ -54,7 +55,7 @@ class Job:
   @functools.cached_property
   def plan(self) -> Plan:
     """Which layers stay: plan.json, from scores.json where a criterion chooses."""
-    plan = stages.plan(self.subject, self.recipe, self._scores, lambda: self.whole, lambda: self.texts)
+    plan = stages.plan(self.subject, self.recipe, self._scores, self._layer_share, self._searched)
     write_json(self.folder.plan, plans.to_json(plan))
     return plan
 
@@ -115,6 +116,22 @@ class Job:
 
     key = (subject.identity, keep, digest(self.texts.calibration), recipe.score, criteria, between)
     return standing(out, key, make)
+
+  def _layer_share(self) -> float:
+    """Returns a layer's share of the decode time, timed once: a restart must not come to another plan."""
+    key = self.subject.identity, machine()
+    path = self.folder.measured / "layer_share.json"
+    return standing(path, key, lambda: {"share": stages.layer_share(self.whole)})["share"]
+
+  def _searched(self, count: int | None) -> Plan:
+    """Returns the plan of a merge that chooses the layers itself, searched once."""
+
+    def make() -> dict[str, Any]:
+      return plans.to_json(stages.merged_plan(self.subject, self.recipe, self.whole, self.texts, count))
+
+    path = self.folder.measured / "merged.json"
+    key = self.subject.identity, digest(self.texts.calibration), self.recipe.prune.merge, self.recipe.merging, count
+    return plans.from_json(standing(path, key, make), str(path))
 
   def _after(self, keep: Layers) -> Llama:
     """Returns the model of the layers `keep` of a round: of later rounds recovered, where the recipe asks for it."""

@@ -81,13 +81,14 @@ def plan(
   subject: Subject,
   recipe: Recipe,
   found: Callable[[tuple[int, ...]], Mapping[str, Any]],
-  whole: Callable[[], Llama],
-  texts: Callable[[], Splits],
+  share: Callable[[], float],
+  search: Callable[[int | None], Plan],
 ) -> Plan:
   """Returns which layers stay by a recipe's `prune`, and what is merged into them or stands for the others.
 
-  Where a criterion chooses, `found` gives the content of a scores.json about the model that some of the layers make;
-  `whole` gives the model where it must be run, `texts` what it is run on.
+  Where a criterion chooses, `found` gives the content of a scores.json about the model that some of the layers make.
+  `share` is `layer_share`, for a latency target, and `search` is `merged_plan` of as many layers to go as a target
+  says, for a merge that chooses them itself; both run the whole model.
   """
   about: dict[str, Any] = {}
 
@@ -103,12 +104,11 @@ def plan(
       )
     return scores[criterion]
 
-  def share() -> float:
-    return layer_share(whole())
-
   config, size = recipe.prune, sizes(subject, recipe.export)
   if config.merge in ("laco", "slm", "mka"):
-    return _merged_plan(subject, recipe, size, share, whole, texts)
+    if chooser := next((n for n in ("drop", "keep", "pattern", "criterion") if getattr(config, n) is not None), None):
+      raise UsageError(f"prune.{chooser}: {config.merge} chooses the layers itself; leave one of the two out")
+    return search(how_many(config, size, share) if targets(config) else None)
   # The layer that streamline trains stands for one more than go.
   choice = choose(config, size, score_of, share, more=int(config.merge == "streamline"))
   repair, keep = None, choice.keep
@@ -126,30 +126,20 @@ def plan(
   )
 
 
-def _merged_plan(
-  subject: Subject,
-  recipe: Recipe,
-  size: Sizes,
-  share: Callable[[], float],
-  whole: Callable[[], Llama],
-  texts: Callable[[], Splits],
-) -> Plan:
-  config, merging = recipe.prune, recipe.merging
-  assert config.merge is not None
-  if chooser := next((n for n in ("drop", "keep", "pattern", "criterion") if getattr(config, n) is not None), None):
-    raise UsageError(f"prune.{chooser}: {config.merge} chooses the layers itself; leave one of the two out")
-  count = how_many(config, size, share) if targets(config) else None
-  text = texts()
+def merged_plan(subject: Subject, recipe: Recipe, model: Llama, text: Splits, count: int | None) -> Plan:
+  """Returns what a recipe's merge makes of the whole model on the calibration text; `count` None is its threshold."""
+  merging, merge = recipe.merging, recipe.prune.merge
+  assert merge is not None
   sentences = first_sentences(
     text.calibration, subject.tokenizer, count=merging.sentences, length=merging.sentence_tokens
   )
-  found = merged(whole(), config.merge, merging, count, sentences)
+  found = merged(model, merge, merging, count, sentences)
   return Plan(
     source=subject.identity,
-    layers=size.layers,
+    layers=subject.checkpoint.layers,
     keep=found.keep,
-    criterion=config.merge,
-    definition=MERGES[config.merge],
+    criterion=merge,
+    definition=MERGES[merge],
     data={
       "name": recipe.data.calibration or recipe.data.source,
       "digest": digest(text.calibration),

@@ -1,6 +1,7 @@
 """The command line: help that answers at once, wrong usage in one line with the nearest name, stable exit codes."""
 
 import json
+import signal
 import subprocess
 import sys
 
@@ -86,3 +87,30 @@ def test_a_failure_is_one_line_and_exit_code_one_or_two(tmp_path, capsys):
 def test_json_prints_one_object_and_nothing_else(tiny_folder, capsys):
   assert main(["inspect", str(tiny_folder()), "--json"]) == 0
   assert json.loads(capsys.readouterr().out)["layers"] > 0
+
+
+@pytest.mark.parametrize(
+  ("number", "code", "said"),
+  [(signal.SIGTERM, 75, "stopped by SIGTERM"), (signal.SIGINT, 130, "interrupted")],
+  ids=["SIGTERM", "SIGINT"],
+)
+def test_a_signal_is_one_line_that_says_how_to_go_on(tiny_folder, tmp_path, number, code, said):
+  program = "import sys; from jaxchop.cli import main; sys.exit(main(sys.argv[1:]))"
+  command = [sys.executable, "-c", program, "score", str(tiny_folder()), "-o", "scores.json"]
+  # A shell that runs the tests in the background lets them ignore SIGINT.
+  with subprocess.Popen(
+    command,
+    cwd=tmp_path,
+    stderr=subprocess.PIPE,
+    text=True,
+    preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+  ) as process:
+    for line in process.stderr:
+      if "Scoring" in line:
+        process.send_signal(number)
+        break
+    _, told = process.communicate()
+  assert process.returncode == code
+  last = told.splitlines()[-1]
+  assert last.startswith("jaxchop score: ") and said in last and "run the same command again" in last
+  assert "Traceback" not in told

@@ -26,7 +26,7 @@ from jaxchop.prune.surgery import keep_layers
 
 LacoMode = Literal["telescope", "rdsc"]
 log = logging.getLogger("jaxchop")
-_HOW = "raise laco.layers_per_merge or laco.highest, or lower laco.interval or laco.lowest"
+_HOW = "raise merging.layers_per_merge or merging.highest, or lower merging.interval or merging.lowest"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -169,18 +169,18 @@ def _search(
 def _start(config: LacoConfig, layers: int) -> int:
   """Returns the first layer that the search merges others into; raises UsageError, naming the setting."""
   if config.layers_per_merge < 2:
-    raise UsageError(f"laco.layers_per_merge is {config.layers_per_merge}; a merge takes at least 2 layers")
+    raise UsageError(f"merging.layers_per_merge is {config.layers_per_merge}; a merge takes at least 2 layers")
   if config.interval < 1:
-    raise UsageError(f"laco.interval is {config.interval}; it must be at least 1, or the search would not end")
+    raise UsageError(f"merging.interval is {config.interval}; it must be at least 1, or the search would not end")
   if not -1.0 <= config.threshold <= 1.0:
-    raise UsageError(f"laco.threshold is {config.threshold}; a cosine lies in -1..1")
+    raise UsageError(f"merging.threshold is {config.threshold}; a cosine lies in -1..1")
   highest = layers - 1 if config.highest is None else config.highest
   if highest > layers:
-    raise UsageError(f"laco.highest is {highest}; the model has {layers} layers")
+    raise UsageError(f"merging.highest is {highest}; the model has {layers} layers")
   if not 0 <= config.lowest <= highest - config.layers_per_merge:
     raise UsageError(
-      f"laco.lowest is {config.lowest}; with highest {highest} and layers_per_merge {config.layers_per_merge} it must "
-      f"lie in 0..{highest - config.layers_per_merge}"
+      f"merging.lowest is {config.lowest}; with highest {highest} and layers_per_merge {config.layers_per_merge} it "
+      f"must lie in 0..{highest - config.layers_per_merge}"
     )
   return highest - config.layers_per_merge
 

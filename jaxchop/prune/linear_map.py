@@ -85,7 +85,7 @@ def _check(start: int, end: int, layers: int, ridge: float) -> None:
       f"linear_map: start {start} and end {end} name no run of {layers} layers; the run is start..end-1, 0-based"
     )
   if not ridge >= 0:
-    raise UsageError(f"linear_map.ridge is {ridge}; it must be at least 0")
+    raise UsageError(f"merging.ridge is {ridge}; it must be at least 0")
 
 
 @functools.partial(Program, static_argnames=("start", "end"))
@@ -108,7 +108,7 @@ def _solve(gram_DD: np.ndarray, product_DE: np.ndarray, ridge: float, start: int
     extra_DE = np.linalg.solve(damped_DD, product_DE)
   except np.linalg.LinAlgError as error:
     raise JaxchopError(
-      f"linear_map: the MLP outputs before layer {start} span too little; give more sentences or raise linear_map.ridge"
+      f"linear_map: the MLP outputs before layer {start} span too little; give more sentences or raise merging.ridge"
     ) from error
   if not np.isfinite(extra_DE).all():
     raise JaxchopError(

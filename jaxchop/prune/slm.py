@@ -33,7 +33,7 @@ def slm(model: Llama, ids_NT: np.ndarray, mask_NT: np.ndarray, config: SlmConfig
   them run at once. Raises UsageError on settings that do not fit the model, JaxchopError on broken sentences.
   """
   if not -1.0 <= config.threshold <= 1.0:
-    raise UsageError(f"slm.threshold is {config.threshold}; a cosine lies in -1..1")
+    raise UsageError(f"merging.threshold is {config.threshold}; a cosine lies in -1..1")
   if len(model.layers) < 3:
     raise UsageError(f"slm: the model has {len(model.layers)} layers; it takes 3, as the last one is never merged")
   candidates = Candidates(model, ids_NT, mask_NT, batch_size)

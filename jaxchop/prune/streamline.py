@@ -102,11 +102,9 @@ def _check(config: StreamlineConfig, layers: int, sentences: int) -> None:
       "is start..end-1, 0-based"
     )
   if config.epochs < 1:
-    raise UsageError(f"streamline.epochs is {config.epochs}; it must be at least 1")
+    raise UsageError(f"merging.epochs is {config.epochs}; it must be at least 1")
   if not 1 <= config.batch_size <= sentences:
-    raise UsageError(
-      f"streamline.batch_size is {config.batch_size}; with {sentences} sentences it lies in 1..{sentences}"
-    )
+    raise UsageError(f"merging.batch_size is {config.batch_size}; with {sentences} sentences it lies in 1..{sentences}")
 
 
 def _rate(config: StreamlineConfig, update: int, steps: int) -> float:
@@ -155,6 +153,6 @@ def _finite(loss: jax.Array, config: StreamlineConfig) -> float:
   if not np.isfinite(loss):
     raise JaxchopError(
       f"streamline: the loss of the layer in place of {config.start}..{config.end - 1} is not finite; lower "
-      f"streamline.learning_rate, which is {config.learning_rate}, or look for broken weights"
+      f"merging.learning_rate, which is {config.learning_rate}, or look for broken weights"
     )
   return float(loss)

@@ -215,12 +215,12 @@ def test_a_state_is_measured_once(model, monkeypatch):
 @pytest.mark.parametrize(
   ("settings", "said"),
   [
-    ({"layers_per_merge": 1}, "laco.layers_per_merge is 1"),
-    ({"interval": 0}, "laco.interval is 0"),
-    ({"threshold": 1.5}, "laco.threshold is 1.5"),
-    ({"highest": 9}, "laco.highest is 9"),
-    ({"lowest": -1}, "laco.lowest is -1"),
-    ({"lowest": 4}, r"laco.lowest is 4; .* 0\.\.3"),
+    ({"layers_per_merge": 1}, "merging.layers_per_merge is 1"),
+    ({"interval": 0}, "merging.interval is 0"),
+    ({"threshold": 1.5}, "merging.threshold is 1.5"),
+    ({"highest": 9}, "merging.highest is 9"),
+    ({"lowest": -1}, "merging.lowest is -1"),
+    ({"lowest": 4}, r"merging.lowest is 4; .* 0\.\.3"),
   ],
 )
 def test_settings_that_do_not_fit_the_model_are_refused_by_name(model, settings, said):

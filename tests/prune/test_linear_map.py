@@ -155,7 +155,7 @@ def test_sentences_that_leave_the_map_open_are_refused_without_a_ridge(model):
   silent = keep_layers(model, range(5))
   for leaf in (silent.layers[1].mlp.down.kernel, silent.layers[1].mlp.down.bias):
     leaf[...] = jnp.zeros_like(leaf[...])
-  with pytest.raises(JaxchopError, match=r"before layer 2 .*linear_map.ridge"):
+  with pytest.raises(JaxchopError, match=r"before layer 2 .*merging.ridge"):
     linear_map(silent, IDS_NT, MASK_NT, 2, 4, ridge=0.0)
   with pytest.raises(UsageError, match="ridge is -1"):
     linear_map(silent, IDS_NT, MASK_NT, 2, 4, ridge=-1.0)

@@ -113,7 +113,7 @@ def test_a_threshold_that_none_pass_leaves_the_model_as_it_is(model):
 
 
 def test_settings_and_models_that_do_not_fit_are_refused(model):
-  with pytest.raises(UsageError, match=r"slm.threshold is -1.1"):
+  with pytest.raises(UsageError, match=r"merging.threshold is -1.1"):
     slm(model, IDS_NT, MASK_NT, SlmConfig(threshold=-1.1))
   with pytest.raises(UsageError, match="2 layers"):
     slm(keep_layers(model, (0, 1)), IDS_NT, MASK_NT, SlmConfig())

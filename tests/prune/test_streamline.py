@@ -130,8 +130,8 @@ def test_a_bfloat16_model_is_trained_in_float32_and_stays_bfloat16(model):
     ({"start": 2, "end": 3}, "start 2 and end 3"),
     ({"start": -1}, "start -1"),
     ({"end": 6}, "end 6"),
-    ({"epochs": 0}, "streamline.epochs is 0"),
-    ({"batch_size": 9}, r"streamline.batch_size is 9; .* 1\.\.8"),
+    ({"epochs": 0}, "merging.epochs is 0"),
+    ({"batch_size": 9}, r"merging.batch_size is 9; .* 1\.\.8"),
   ],
 )
 def test_settings_that_do_not_fit_are_refused_by_name(model, settings, said):

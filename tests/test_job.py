@@ -1,0 +1,45 @@
+"""A plan that cost a search or a measurement is made once: a restart comes to the same one without the model."""
+
+import pytest
+
+from jaxchop import stages
+from jaxchop.config import MergingConfig, PruneConfig, Recipe
+from jaxchop.job import Job
+
+
+@pytest.fixture
+def recipe(tiny_folder, tmp_path):
+  def made(prune, **settings):
+    return Recipe(out=str(tmp_path / "run"), model=str(tiny_folder()), prune=prune, **settings)
+
+  return made
+
+
+def restarted(recipe):
+  """Returns the plan of a new process, which must not open the model."""
+  job = Job(recipe)
+  job.whole = None
+  return job.plan
+
+
+@pytest.mark.parametrize("merge", ["laco", "mka"])
+def test_a_searched_merge_stands(recipe, merge):
+  asked = recipe(PruneConfig(merge=merge, count=1), merging=MergingConfig(layers_per_merge=2))
+  plan = Job(asked).plan
+  assert plan.merges
+  assert restarted(asked) == plan
+
+
+def test_other_settings_search_anew(recipe):
+  plan = Job(recipe(PruneConfig(merge="mka", count=1))).plan
+  again = Job(recipe(PruneConfig(merge="mka", count=2))).plan
+  assert len(again.keep) == len(plan.keep) - 1
+
+
+def test_a_latency_is_timed_once(recipe, monkeypatch):
+  asked = recipe(PruneConfig(pattern="tail", latency=0.8))
+  monkeypatch.setattr(stages, "layer_share", lambda model: 0.15)
+  plan = Job(asked).plan
+  assert len(plan.drop) == 2
+  monkeypatch.setattr(stages, "layer_share", lambda model: 0.5)
+  assert restarted(asked) == plan
