@@ -2,10 +2,11 @@
 
   python tests/benchmarks/bench_step.py [--layers 30] [--rows 4] [--length 512] [--repeats 3] [--layout unrolled]
 
-Each side lives in a process of its own with random weights and the same batch: float32 forward and backward pass, the
-gradient clipped to norm 1, AdamW (torch's fused one). One step of each warms up, then they alternate. Prints medians
-as one JSON object: tokens per second of wall-clock and of processor time (the steadier one on a busy machine), seconds
-to compile, and the most memory each process held.
+Each side lives in a process of its own with random weights and the same batch: forward and backward pass, the gradient
+clipped to norm 1, AdamW (torch's fused one); on a GPU where there is one, float32 products there as TF32 on both sides.
+One step of each warms up, then they alternate. Prints medians as one JSON object: tokens per second of wall-clock and
+of processor time (the steadier one on a busy machine), seconds to compile, and the most memory each process held, or
+its arrays on the GPU.
 """
 
 import argparse
@@ -33,17 +34,20 @@ SHAPE = LlamaConfig(
   max_positions=8192,
   tied=True,
 )
+# A step, which returns its loss; and the peak of the device's memory so far, or None for the process's.
 Step = Callable[[], float]
+Peak = Callable[[], int | None]
 
 
 def records(options: argparse.Namespace) -> np.ndarray:
   return np.random.default_rng(0).integers(0, SHAPE.vocab_size, (options.rows, options.length + 1), dtype=np.int32)
 
 
-def our_side(options: argparse.Namespace) -> tuple[Step, float]:
+def our_side(options: argparse.Namespace) -> tuple[Step, float, Peak]:
   import jax
   from flax import nnx
 
+  from jaxchop.compiler import Program
   from jaxchop.config import RecoverConfig
   from jaxchop.model.llama import Llama
   from jaxchop.recover.objective import packed
@@ -60,20 +64,22 @@ def our_side(options: argparse.Namespace) -> tuple[Step, float]:
   state = [model, jax.jit(lambda m: init_optimizer(config, m))(model)]
   batch = packed(records(options))
   began = time.monotonic()
-  program = jax.jit(make_step(config), donate_argnums=(0, 1)).lower(*state, batch).compile()
+  program = Program(make_step(config), donate_argnums=(0, 1)).lower(*state, batch).compile()
   compile_seconds = time.monotonic() - began
 
   def step() -> float:
     *state[:], metrics = program(*state, batch)
     return float(metrics.loss)
 
-  return step, compile_seconds
+  return step, compile_seconds, lambda: (jax.local_devices()[0].memory_stats() or {}).get("peak_bytes_in_use")
 
 
-def torch_side(options: argparse.Namespace) -> tuple[Step, float]:
+def torch_side(options: argparse.Namespace) -> tuple[Step, float, Peak]:
   import torch
   import transformers
 
+  device = "cuda" if torch.cuda.is_available() else "cpu"
+  torch.set_float32_matmul_precision("high")
   torch.manual_seed(0)
   config = transformers.LlamaConfig(
     vocab_size=SHAPE.vocab_size,
@@ -86,15 +92,15 @@ def torch_side(options: argparse.Namespace) -> tuple[Step, float]:
     max_position_embeddings=SHAPE.max_positions,
     tie_word_embeddings=True,
   )
-  model = transformers.LlamaForCausalLM(config).train()
+  model = transformers.LlamaForCausalLM(config).train().to(device)
   decayed = [[p for p in model.parameters() if (p.ndim > 1) == matrix] for matrix in (True, False)]
   groups = [{"params": decayed[0], "weight_decay": 0.1}, {"params": decayed[1], "weight_decay": 0.0}]
   optimizer = torch.optim.AdamW(groups, lr=3e-4, betas=(0.9, 0.95), fused=True)
-  ids = torch.from_numpy(records(options).astype(np.int64))
+  ids = torch.from_numpy(records(options).astype(np.int64)).to(device)
   dtype = getattr(torch, options.compute_dtype)
 
   def step() -> float:
-    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=dtype != torch.float32):
+    with torch.autocast(device, dtype=torch.bfloat16, enabled=dtype != torch.float32):
       # transformers shifts the labels itself: reading all but the last token predicts the same ones as we do.
       logits = model(ids[:, :-1]).logits
       loss = torch.nn.functional.cross_entropy(logits.float().flatten(0, 1), ids[:, 1:].flatten())
@@ -104,18 +110,18 @@ def torch_side(options: argparse.Namespace) -> tuple[Step, float]:
     optimizer.zero_grad()
     return loss.item()
 
-  return step, 0.0
+  return step, 0.0, lambda: torch.cuda.max_memory_allocated() if device == "cuda" else None
 
 
 def serve(side: str, options: argparse.Namespace, pipe: Connection) -> None:
   """Does a step whenever asked; answers with its wall-clock and processor seconds, its loss and the peak memory."""
-  step, compile_seconds = {"jaxchop": our_side, "torch": torch_side}[side](options)
+  step, compile_seconds, peak = {"jaxchop": our_side, "torch": torch_side}[side](options)
   pipe.send(compile_seconds)
   while pipe.recv():
     began, worked = time.monotonic(), time.process_time()
     loss = step()
     seconds = time.monotonic() - began, time.process_time() - worked
-    pipe.send((*seconds, loss, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024))
+    pipe.send((*seconds, loss, peak() or resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024))
 
 
 def alternate(options: argparse.Namespace) -> dict[str, Any]:
