@@ -47,3 +47,8 @@ class Program(Generic[R]):
   def lower(self, *args: Any) -> Any:
     """Returns the lowered program of these arguments, which may be abstract."""
     return self._jitted.lower(*args)
+
+  @property
+  def compiled(self) -> int:
+    """How many programs there are so far: one for each set of shapes and static arguments."""
+    return self._jitted._cache_size()

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import json
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,9 @@ from jaxchop.subject import Subject
 from jaxchop.versions import machine
 
 Layers = tuple[int, ...]
+log = logging.getLogger("jaxchop")
+# Up to so many readings a text teaches nearly as much as new text would (arXiv 2305.16264, section 5).
+_WORN = 4
 
 
 class Job:
@@ -96,6 +100,12 @@ class Job:
   def _recover(self, start: Llama, steps: int, folder: Path, packed: Packed, cut_by: tuple[Any, ...]) -> Recovered:
     settings = dataclasses.replace(self.recipe.recover, steps=steps)
     batches = Loader(packed, batch_size=settings.batch_size, seed=settings.seed)
+    if (times := steps * settings.batch_size / packed.records) > _WORN:
+      log.warning(
+        "recover.steps: %d steps read the training text %.0f times; beyond %d it is learned by heart and held-out "
+        "text gets worse; give more text or fewer steps",
+        *(steps, times, _WORN),
+      )
     meta = {"source": self.subject.identity, "cut": json.loads(json.dumps(cut_by, default=str)), "data": packed.digest}
     return recover(start, batches, settings, folder, meta=meta)
 

@@ -1,9 +1,11 @@
 """A plan that cost a search or a measurement is made once: a restart comes to the same one without the model."""
 
+import json
+
 import pytest
 
 from jaxchop import stages
-from jaxchop.config import MergingConfig, PruneConfig, Recipe
+from jaxchop.config import DataConfig, MergingConfig, PruneConfig, Recipe, RecoverConfig
 from jaxchop.job import Job
 
 
@@ -43,3 +45,12 @@ def test_a_latency_is_timed_once(recipe, monkeypatch):
   assert len(plan.drop) == 2
   monkeypatch.setattr(stages, "layer_share", lambda model: 0.5)
   assert restarted(asked) == plan
+
+
+@pytest.mark.parametrize(("steps", "warned"), [(2, False), (20, True)])
+def test_a_text_read_too_often_is_said_beforehand(recipe, tmp_path, caplog, steps, warned):
+  documents = [json.dumps({"text": f"Text {number}: " + f"word{number} " * 40}) for number in range(40)]
+  (tmp_path / "text.jsonl").write_text("\n".join(documents))
+  settings = RecoverConfig(steps=steps, batch_size=64, seq_len=64)
+  Job(recipe(PruneConfig(drop="1"), data=DataConfig(source=str(tmp_path / "text.jsonl")), recover=settings)).recovered()
+  assert any("learned by heart" in line for line in caplog.messages) == warned

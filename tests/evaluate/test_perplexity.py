@@ -69,7 +69,7 @@ def test_the_batch_size_does_not_matter_and_one_program_is_compiled(model, token
   protocol = Protocol(window=16, stride=16)
   jax.clear_caches()
   found = perplexity(model, tokenizer, DOCUMENTS, protocol, batch_size=batch_size)
-  assert window_nll._cache_size() == 1
+  assert window_nll.compiled == 1
   np.testing.assert_allclose(found.window_nll, by_hand(model, tokenizer, protocol)[0], rtol=1e-5)
 
 

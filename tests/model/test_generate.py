@@ -49,11 +49,11 @@ def test_nothing_asked_is_nothing_given():
 
 def test_other_prompts_of_like_length_run_the_same_program():
   generate(MODEL, [[1, 2, 3]], max_new_tokens=7, eos=[3])
-  compiled = module._continue._cache_size()
+  compiled = module._continue.compiled
   generate(MODEL, [[4, 5, 6, 7]], max_new_tokens=5, eos=[8, 9], seed=3)
-  assert module._continue._cache_size() == compiled
+  assert module._continue.compiled == compiled
   generate(MODEL, [[1] * 5], max_new_tokens=5)
-  assert module._continue._cache_size() == compiled + 1
+  assert module._continue.compiled == compiled + 1
 
 
 def test_a_rows_draws_depend_on_seed_row_and_step_alone():
