@@ -182,15 +182,15 @@ class _Statistics:
   @functools.cached_property
   def _products(self) -> dict[str, np.ndarray]:
     """The products of weights and gradients, window after window; `total` is the sum of |their mean| by layer."""
-    program = Program(gradients.taylor_products, donate_argnums=4)
+    program = jax.jit(gradients.taylor_products, donate_argnums=4)
     rest, stack = self._parts
-    total, rows = Program(gradients.no_products)(stack), []
+    total, rows = jax.jit(gradients.no_products)(stack), []
     with stage("Scoring layers: gradients", len(self._ids_NT), "windows") as bar:
       for ids_T, real_T in zip(self._ids_NT, self._real_NT, strict=True):
         total, sums = program(rest, stack, ids_T, real_T, total)
         rows.append(jax.tree.map(np.asarray, sums))
         bar.advance()
-    whole_L = np.asarray(Program(gradients.absolute_sums)(total), np.float64)
+    whole_L = np.asarray(jax.jit(gradients.absolute_sums)(total), np.float64)
     stacked = {name: np.stack([getattr(row, name) for row in rows]).astype(np.float64) for name in rows[0]._fields}
     return stacked | {"total": whole_L / len(rows)}
 

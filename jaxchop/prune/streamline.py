@@ -16,7 +16,6 @@ import numpy as np
 import optax
 from flax import nnx
 
-from jaxchop.compiler import Program
 from jaxchop.errors import JaxchopError, UsageError
 from jaxchop.layers import without
 from jaxchop.model.llama import Block, Llama, positions, walk
@@ -123,7 +122,7 @@ def _batches(
     yield from sentence_batches(ids_NT[picks_N], mask_NT[picks_N], config.batch_size)
 
 
-@functools.partial(Program, static_argnames=("start", "end"), donate_argnums=(0, 1))
+@functools.partial(jax.jit, static_argnames=("start", "end"), donate_argnums=(0, 1))
 def _step(
   layer: Any,
   opt_state: Any,

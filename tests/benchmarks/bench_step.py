@@ -47,7 +47,6 @@ def our_side(options: argparse.Namespace) -> tuple[Step, float, Peak]:
   import jax
   from flax import nnx
 
-  from jaxchop.compiler import Program
   from jaxchop.config import RecoverConfig
   from jaxchop.model.llama import Llama
   from jaxchop.recover.objective import packed
@@ -64,7 +63,7 @@ def our_side(options: argparse.Namespace) -> tuple[Step, float, Peak]:
   state = [model, jax.jit(lambda m: init_optimizer(config, m))(model)]
   batch = packed(records(options))
   began = time.monotonic()
-  program = Program(make_step(config), donate_argnums=(0, 1)).lower(*state, batch).compile()
+  program = jax.jit(make_step(config), donate_argnums=(0, 1)).lower(*state, batch).compile()
   compile_seconds = time.monotonic() - began
 
   def step() -> float:
