@@ -95,16 +95,11 @@ def test_json_prints_one_object_and_nothing_else(tiny_folder, capsys):
   ids=["SIGTERM", "SIGINT"],
 )
 def test_a_signal_is_one_line_that_says_how_to_go_on(tiny_folder, tmp_path, number, code, said):
-  program = "import sys; from jaxchop.cli import main; sys.exit(main(sys.argv[1:]))"
-  command = [sys.executable, "-c", program, "score", str(tiny_folder()), "-o", "scores.json"]
   # A shell that runs the tests in the background lets them ignore SIGINT.
-  with subprocess.Popen(
-    command,
-    cwd=tmp_path,
-    stderr=subprocess.PIPE,
-    text=True,
-    preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
-  ) as process:
+  program = "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+  program += "from jaxchop.cli import main; sys.exit(main(sys.argv[1:]))"
+  command = [sys.executable, "-c", program, "score", str(tiny_folder()), "-o", "scores.json"]
+  with subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True) as process:
     for line in process.stderr:
       if "Scoring" in line:
         process.send_signal(number)
