@@ -131,7 +131,7 @@ def summarised(
       "speed_protocol": rates["protocol"] + "; recovered: the pruned model's, whose shapes are the same",
     }
   return rows | {
-    "gap_closed": gap_closed(*(rows[name]["perplexity"] for name in ("original", "pruned", "recovered"))),
+    "gap_closed": gap_closed(*(row["perplexity"] for row in rows.values())) if spent["steps"] else None,
     "tokens": spent["tokens"],
     "recovery": dict(spent),
     "export": str(job.folder.export),
@@ -143,8 +143,9 @@ def summarised(
 
 def seconds(job: Job) -> dict[str, float]:
   """Returns the seconds of each stage, whenever it ran; the recovery's includes its compilation."""
-  scored = {"score": job.folder.scores} if job.recipe.prune.criterion else {}
-  files = scored | {f"measure {name}": job.folder.measured / f"{name}.json" for name in ("original", "pruned")}
+  files = {"score": job.folder.scores} if job.recipe.prune.criterion else {}
+  files |= {"search merges": job.folder.measured / "merged.json"} if job.plan.merges else {}
+  files |= {f"measure {name}": job.folder.measured / f"{name}.json" for name in ("original", "pruned")}
   files |= {"speed": job.folder.measured / "speed.json", "recover and export": job.folder.measured / "recovery.json"}
   files |= {"measure recovered": job.folder.measured / "recovered.json", "check": job.folder.measured / "check.json"}
   return {stage: read_json(file)["seconds"] for stage, file in files.items()}

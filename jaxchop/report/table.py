@@ -38,7 +38,7 @@ def _caption(summary: Mapping[str, Any], footnotes: tuple[str, ...]) -> rich.tex
   file = Fields("summary.json", summary)
   lines = [f"{wording.mark(index)} {note}" for index, note in enumerate(footnotes)]
   tokens, closed, seconds = file.integer("tokens"), file.number("gap_closed"), file.pairs("seconds")
-  if tokens is not None:
+  if tokens:
     lines.append(f"Recovered with {wording.count(tokens)} tokens.")
   if closed is not None:
     lines.append(f"Closed {wording.percent(closed)} of the gap in log perplexity that pruning opened.")
