@@ -14,7 +14,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxchop.compiler import Program
 from jaxchop.model.llama import Llama, positions
 from jaxchop.model.rope import rotation
 from jaxchop.progress import stage
@@ -108,7 +107,7 @@ def _named(removed: Iterable[int]) -> str:
   return ",".join(map(str, sorted(removed)))
 
 
-@Program
+@jax.jit
 def _entering(rest: Llama, stack: Any, ids_BT: jax.Array, alive_L: jax.Array) -> jax.Array:
   """Returns entering_LBTD: what enters each layer of the model of the layers that are alive."""
   turn = rotation(rest.config, positions(ids_BT))
@@ -120,7 +119,7 @@ def _entering(rest: Llama, stack: Any, ids_BT: jax.Array, alive_L: jax.Array) ->
   return jax.lax.scan(body, rest.embed(ids_BT), jnp.arange(len(alive_L)))[1]
 
 
-@Program
+@jax.jit
 def _finish(
   rest: Llama,
   stack: Any,
