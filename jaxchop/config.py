@@ -184,6 +184,18 @@ class OptimizerConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class MeshConfig:
+  """How devices share the work of a step. One axis may be -1: the devices that are left."""
+
+  data: int = 1
+  """Copies of the model, each with rows of the batch of its own."""
+  fsdp: int = -1
+  """Parts that weights and optimizer are cut into; each has rows of its own too."""
+  tensor: int = 1
+  """Parts that heads, MLP columns and vocabulary are cut into."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class RecoverConfig:
   """Continued pretraining of the pruned model."""
 
@@ -207,6 +219,7 @@ class RecoverConfig:
   """Checkpoints kept."""
   seed: int = 0
   """Decides the order of the training records."""
+  mesh: MeshConfig = field(default_factory=MeshConfig)
   optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
 
 

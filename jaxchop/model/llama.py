@@ -15,6 +15,7 @@ from jax.ad_checkpoint import checkpoint_name
 
 from jaxchop.model import attention
 from jaxchop.model.config import LlamaConfig
+from jaxchop.model.placement import lookup, product
 from jaxchop.model.rope import rotate, rotation
 
 # How a pass walks the list: "scan" stacks it inside the program and compiles one layer, "unrolled" compiles each.
@@ -49,7 +50,7 @@ class Linear(nnx.Module):
   def __call__(self, x_BTI: jax.Array) -> jax.Array:
     # Two axes, not three: the kernel's gradient is then one matrix product, where XLA on a CPU would first transpose.
     x_MI = x_BTI.reshape(-1, x_BTI.shape[-1])
-    y_BTO = jnp.einsum("MI,IO->MO", x_MI, self.kernel[...]).reshape(*x_BTI.shape[:-1], -1)
+    y_BTO = product(x_MI, self.kernel[...]).reshape(*x_BTI.shape[:-1], -1)
     return checkpoint_name(y_BTO if self.bias is None else y_BTO + self.bias[...], _KEPT)
 
 
@@ -120,7 +121,7 @@ class Llama(nnx.Module):
     self.head = None if config.tied else nnx.Param(_init(rngs.params(), (config.width, config.vocab_size)))
 
   def embed(self, ids_BT: jax.Array) -> jax.Array:
-    return self.embedding[...][ids_BT]
+    return lookup(self.embedding[...], ids_BT)
 
   def head_DV(self) -> jax.Array:  # noqa: N802
     """Returns the output projection, whichever leaf it lives in."""
@@ -128,7 +129,7 @@ class Llama(nnx.Module):
 
   def logits(self, x_BTD: jax.Array) -> jax.Array:
     """Returns logits_BTV of a residual stream that left the last block."""
-    return jnp.einsum("BTD,DV->BTV", self.norm(x_BTD), self.head_DV())
+    return product(self.norm(x_BTD), self.head_DV())
 
   def __call__(self, ids_BT: jax.Array, *, layout: Layout = "scan") -> jax.Array:
     """Returns logits_BTV of whole sequences at positions 0..T-1."""

@@ -1,6 +1,8 @@
-"""Next-token cross-entropy, a chunk of tokens at a time: [batch, sequence, vocabulary] never exists.
+"""Next-token cross-entropy, a chunk of positions at a time: [batch, sequence, vocabulary] never exists.
 
-Shapes: B batch, T sequence, M = B * T tokens, C tokens of a chunk, D width, V vocabulary. Losses are in nats.
+A chunk takes the same positions of every row, so that rows spread over devices stay where they are; the vocabulary may
+be spread too. Shapes: B batch, T sequence, P positions of a chunk, C = B * P its tokens, D width, V vocabulary. Losses
+are in nats.
 """
 
 from functools import partial
@@ -8,7 +10,9 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 
-# Tokens whose logits exist at once: large enough for full matrix speed, small against the weights themselves.
+from jaxchop.model.placement import gathered, lookup, parts_of, product, spec_of
+
+# Tokens whose logits a device holds at once: large enough for full matrix speed, small against the weights themselves.
 CHUNK = 512
 
 
@@ -16,12 +20,12 @@ def token_nll(x_BTD: jax.Array, head_DV: jax.Array, target_BT: jax.Array, *, chu
   """Returns nll_BT, the negative log-likelihood of each target in float32; `x_BTD` left the final norm."""
 
   def body(_: None, part: tuple[jax.Array, jax.Array]) -> tuple[None, jax.Array]:
-    x_CD, target_C = part
-    return None, _nll(_logits(x_CD, head_DV), target_C)
+    x_CD, target_C = map(_flat, part, (1, 0))
+    nll_C = jax.nn.logsumexp(_logits(x_CD, head_DV), axis=1) - _target_logit(x_CD, head_DV, target_C)
+    return None, nll_C.reshape(part[1].shape)
 
-  parts = _split(x_BTD.reshape(-1, x_BTD.shape[-1]), chunk), _split(target_BT.reshape(-1), chunk)
-  nll = jax.lax.scan(body, None, parts)[1]
-  return nll.reshape(-1)[: target_BT.size].reshape(target_BT.shape)
+  size = _positions(x_BTD, chunk)
+  return _joined(jax.lax.scan(body, None, (_split(x_BTD, size), _split(target_BT, size)))[1], target_BT.shape[1])
 
 
 def next_token_loss(
@@ -32,37 +36,38 @@ def next_token_loss(
   Differentiable in `x_BTD` and `head_DV`. The gradient is computed beside the loss, chunk by chunk, so that logits are
   neither kept nor computed twice (the idea of Cut Cross-Entropy and Liger's fused linear cross-entropy).
   """
-  x_MD = x_BTD.reshape(-1, x_BTD.shape[-1])
-  return _summed(x_MD, head_DV, target_BT.reshape(-1), weight_BT.reshape(-1).astype(jnp.float32), chunk)
+  return _summed(x_BTD, head_DV, target_BT, weight_BT.astype(jnp.float32), chunk)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(4,))
-def _summed(x_MD: jax.Array, head_DV: jax.Array, target_M: jax.Array, weight_M: jax.Array, chunk: int) -> jax.Array:
-  nll_M = token_nll(x_MD[None], head_DV, target_M[None], chunk=chunk)[0]
-  return jnp.sum(nll_M * weight_M)
+def _summed(x_BTD: jax.Array, head_DV: jax.Array, target_BT: jax.Array, weight_BT: jax.Array, chunk: int) -> jax.Array:
+  return jnp.sum(token_nll(x_BTD, head_DV, target_BT, chunk=chunk) * weight_BT)
 
 
-def _summed_forward(x_MD, head_DV, target_M, weight_M, chunk):
+def _summed_forward(x_BTD, head_DV, target_BT, weight_BT, chunk):
+  whole_DV = gathered(head_DV, x_BTD)
+
   def body(carry, part):
     loss, grad_DV = carry
-    x_CD, target_C, weight_C = part
-    logits_CV = _logits(x_CD, head_DV)
+    x_CD, target_C, weight_C = map(_flat, part, (1, 0, 0))
+    logits_CV = _logits(x_CD, whole_DV)
     # One exponential serves the loss and the softmax: this pass over the vocabulary is bound by memory.
     top_C = logits_CV.max(axis=1)
     share_CV = jnp.exp(logits_CV - top_C[:, None])
     total_C = share_CV.sum(axis=1)
-    nll_C = jnp.log(total_C) + top_C - _at(logits_CV, target_C)
+    nll_C = jnp.log(total_C) + top_C - _target_logit(x_CD, whole_DV, target_C)
     hit_CV = jax.lax.broadcasted_iota(target_C.dtype, logits_CV.shape, 1) == target_C[:, None]
     slope_CV = share_CV * (weight_C / total_C)[:, None] - jnp.where(hit_CV, weight_C[:, None], 0.0)
     slope_CV = slope_CV.astype(x_CD.dtype)
-    grad_CD = jnp.einsum("CV,DV->CD", slope_CV, head_DV)
-    grad_DV += jnp.einsum("CD,CV->DV", x_CD, slope_CV, preferred_element_type=jnp.float32)
-    return (loss + jnp.sum(nll_C * weight_C), grad_DV), grad_CD
+    grad_DV += jnp.einsum(
+      "CD,CV->DV", x_CD, slope_CV, preferred_element_type=jnp.float32, out_sharding=spec_of(head_DV)
+    )
+    return (loss + jnp.sum(nll_C * weight_C), grad_DV), product(slope_CV, whole_DV.T).reshape(part[0].shape)
 
-  start = jnp.zeros(()), jnp.zeros(head_DV.shape, jnp.float32)
-  parts = _split(x_MD, chunk), _split(target_M, chunk), _split(weight_M, chunk)
-  (loss, grad_DV), grad = jax.lax.scan(body, start, parts)
-  return loss, (grad.reshape(-1, x_MD.shape[1])[: len(x_MD)], grad_DV.astype(head_DV.dtype))
+  size = _positions(x_BTD, chunk)
+  start = jnp.zeros(()), jnp.zeros_like(head_DV, jnp.float32)
+  (loss, grad_DV), grad = jax.lax.scan(body, start, tuple(_split(a, size) for a in (x_BTD, target_BT, weight_BT)))
+  return loss, (_joined(grad, x_BTD.shape[1]), grad_DV.astype(head_DV.dtype))
 
 
 def _summed_backward(chunk, grads, slope):
@@ -74,19 +79,32 @@ _summed.defvjp(_summed_forward, _summed_backward)
 
 
 def _logits(x_CD: jax.Array, head_DV: jax.Array) -> jax.Array:
-  return jnp.einsum("CD,DV->CV", x_CD, head_DV, preferred_element_type=jnp.float32)
+  return product(x_CD, head_DV, dtype=jnp.float32)
 
 
-def _nll(logits_CV: jax.Array, target_C: jax.Array) -> jax.Array:
-  return jax.nn.logsumexp(logits_CV, axis=1) - _at(logits_CV, target_C)
+def _target_logit(x_CD: jax.Array, head_DV: jax.Array, target_C: jax.Array) -> jax.Array:
+  """Returns one logit a token, from the head's own column: in the logits it may lie on any device."""
+  return jnp.sum(x_CD.astype(jnp.float32) * lookup(head_DV.T, target_C).astype(jnp.float32), axis=-1)
 
 
-def _at(logits_CV: jax.Array, target_C: jax.Array) -> jax.Array:
-  return jnp.take_along_axis(logits_CV, target_C[:, None], axis=1)[:, 0]
+def _positions(x_BTD: jax.Array, chunk: int) -> int:
+  """Returns how many positions make `chunk` tokens on a device, at least one."""
+  rows = x_BTD.shape[0] // parts_of(x_BTD, 0)
+  return min(max(chunk // rows, 1), x_BTD.shape[1])
 
 
-def _split(a: jax.Array, chunk: int) -> jax.Array:
-  """Cuts the leading axis into whole chunks, the last one filled with zeros (weight 0, target 0)."""
-  size = min(chunk, len(a))
-  padded = jnp.pad(a, [(0, -len(a) % size)] + [(0, 0)] * (a.ndim - 1))
-  return padded.reshape(-1, size, *a.shape[1:])
+def _split(a_BT: jax.Array, size: int) -> jax.Array:
+  """Cuts the positions into whole chunks, which come first; the last one is filled with zeros (weight 0, target 0)."""
+  padded = jnp.pad(a_BT, [(0, 0), (0, -a_BT.shape[1] % size)] + [(0, 0)] * (a_BT.ndim - 2))
+  return jnp.moveaxis(padded.reshape(len(a_BT), -1, size, *a_BT.shape[2:]), 1, 0)
+
+
+def _joined(parts: jax.Array, length: int) -> jax.Array:
+  """Undoes `_split`."""
+  a_BT = jnp.moveaxis(parts, 0, 1)
+  return a_BT.reshape(len(a_BT), -1, *a_BT.shape[3:])[:, :length]
+
+
+def _flat(part: jax.Array, kept: int) -> jax.Array:
+  """Merges a chunk's rows and positions into tokens; `kept` axes follow them."""
+  return part.reshape(-1, *part.shape[part.ndim - kept :])

@@ -10,10 +10,13 @@ from typing import Any, Protocol
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
 from jaxchop.config import RecoverConfig
 from jaxchop.errors import Interrupted, JaxchopError, Preempted, UsageError
 from jaxchop.model.llama import Llama
+from jaxchop.parallel.mesh import make_mesh
+from jaxchop.parallel.sharding import audit, rows, spread
 from jaxchop.progress import Bar, stage
 from jaxchop.recover.objective import Batch, packed
 from jaxchop.recover.run import Run
@@ -73,8 +76,9 @@ def recover(
     raise UsageError(f"recover.steps is {config.steps}; it takes at least one step to recover a model")
   identity = json.loads(json.dumps({**(meta or {}), "config": dataclasses.asdict(config)}))
   compile_seconds = 0.0
-  with stop_signals() as stop:
-    run = Run(model, config, Path(folder), identity)
+  mesh = make_mesh(config.mesh, model.config, config.batch_size // config.accumulate)
+  with stop_signals() as stop, jax.set_mesh(mesh) if mesh is not None else contextlib.nullcontext():
+    run = Run(spread(model, mesh) if mesh is not None else model, config, Path(folder), identity, mesh)
     with contextlib.closing(run.curve):
       try:
         if run.step < config.steps and stop.asked is None:
@@ -93,7 +97,10 @@ def recover(
 
 def _compiled(config: RecoverConfig, run: Run) -> tuple[Callable[..., Any], float]:
   """Returns the step's program and the seconds it took to compile."""
-  batch = jax.eval_shape(packed, jax.ShapeDtypeStruct((config.batch_size, config.seq_len + 1), jnp.int32))
+  size = config.batch_size, config.seq_len + 1
+  batch = _placed(packed(np.zeros(size, np.int32)), run.mesh)
+  if run.mesh is not None:
+    audit({"model": run.model, "optimizer": run.opt_state}, run.mesh)
   # The results lie where the arguments do, or a resumed run on several devices would be another program.
   places = jax.tree.map(lambda a: a.sharding, (run.model, run.opt_state))
   with stage("Compiling the training step", 1, "programs") as bar:
@@ -122,15 +129,20 @@ def _train(run: Run, program: Callable[..., Any], batches: Batches, stop: Stop) 
 def _next(records: Generator[np.ndarray, None, None], run: Run) -> Batch:
   """Returns the next batch; raises JaxchopError when it is not what the settings and the model say."""
   ids_BS, where = next(records, None), f"the batch of step {run.step + 1}"
-  wanted, rows = (run.config.batch_size, run.config.seq_len + 1), run.model.config.vocab_size
+  wanted, vocab = (run.config.batch_size, run.config.seq_len + 1), run.model.config.vocab_size
   if ids_BS is None:
     raise JaxchopError(f"the data ends before {where}; lower recover.steps or give more text")
   if ids_BS.shape != wanted:
     raise JaxchopError(f"{where} has shape {list(ids_BS.shape)}, not {list(wanted)}; pack the data for these settings")
   # A gather would clamp these without a word.
-  if ids_BS.min() < 0 or ids_BS.max() >= rows:
-    raise JaxchopError(f"{where} has tokens outside 0..{rows - 1}; pack the data with this model's tokenizer")
-  return packed(ids_BS)
+  if ids_BS.min() < 0 or ids_BS.max() >= vocab:
+    raise JaxchopError(f"{where} has tokens outside 0..{vocab - 1}; pack the data with this model's tokenizer")
+  return _placed(packed(ids_BS), run.mesh)
+
+
+def _placed(batch: Batch, mesh: Mesh | None) -> Batch:
+  """Returns a batch with its rows spread over the mesh."""
+  return batch if mesh is None else jax.device_put(batch, rows(mesh))
 
 
 def _show(bar: Bar, line: Mapping[str, Any] | None) -> None:

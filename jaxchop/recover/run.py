@@ -9,10 +9,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
 from jaxchop.config import RecoverConfig
 from jaxchop.errors import JaxchopError, UsageError
 from jaxchop.model.llama import Llama
+from jaxchop.parallel.sharding import concrete
 from jaxchop.recover.checkpoint import Checkpoints, Restored
 from jaxchop.recover.curve import Curve
 from jaxchop.recover.objective import Batch
@@ -20,16 +22,19 @@ from jaxchop.recover.step import Metrics, init_optimizer
 
 log = logging.getLogger("jaxchop")
 # Settings that change how a step is computed or kept, not which step it is: a run may go on with others.
-_FREE = {"accumulate", "layout", "remat", "checkpoint_every", "keep_checkpoints"}
+_FREE = {"accumulate", "layout", "remat", "mesh", "checkpoint_every", "keep_checkpoints"}
 
 
 class Run:
   """The state after `step` steps, of which the last may still be running on the device; its curve; its checkpoints."""
 
-  def __init__(self, model: Llama, config: RecoverConfig, folder: Path, identity: Mapping[str, Any]):
-    self.config, self.identity = config, identity
+  def __init__(
+    self, model: Llama, config: RecoverConfig, folder: Path, identity: Mapping[str, Any], mesh: Mesh | None = None
+  ):
+    """With a mesh, the model is spread over it already and the mesh is set (`jax.set_mesh`)."""
+    self.config, self.identity, self.mesh = config, identity, mesh
     self.checkpoints = Checkpoints(folder / "checkpoints", config.keep_checkpoints)
-    begun = _begin(self.checkpoints, model, config, identity)
+    begun = _begin(self.checkpoints, model, config, identity, mesh)
     self.step, self.model, self.opt_state = begun.step, begun.model, begun.opt_state
     self.curve = Curve(folder / "metrics.jsonl", self.step)
     self._saved = begun.step if begun.meta else None
@@ -89,17 +94,21 @@ class Run:
       self.checkpoints.wait()
 
 
-def _begin(checkpoints: Checkpoints, model: Llama, config: RecoverConfig, identity: Mapping[str, Any]) -> Restored:
+def _begin(
+  checkpoints: Checkpoints, model: Llama, config: RecoverConfig, identity: Mapping[str, Any], mesh: Mesh | None
+) -> Restored:
   """Returns the newest checkpoint, or step 0 with the weights copied to float32.
 
   Raises UsageError when the checkpoint is of a run with other settings or another `identity`.
   """
   abstract = jax.tree.map(lambda p: jax.ShapeDtypeStruct(p.shape, jnp.float32, sharding=p.sharding), model)
-  found = checkpoints.restore_latest(abstract, jax.eval_shape(lambda m: init_optimizer(config, m), abstract))
+  init = jax.jit(lambda m: init_optimizer(config, m))
+  state = jax.eval_shape(init, abstract)
+  found = checkpoints.restore_latest(abstract, state if mesh is None else concrete(state, mesh))
   if found is None:
     # A copy, because steps donate their input and a pruned model shares its layers with the whole one.
     master = jax.tree.map(lambda p: jnp.array(p, jnp.float32, copy=True), model)
-    return Restored(0, master, init_optimizer(config, master), {})
+    return Restored(0, master, init(master), {})
   before, now = _what(found.meta), _what(identity)
   for name in before.keys() | now.keys():
     if before.get(name) != now.get(name):

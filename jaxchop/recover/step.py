@@ -71,7 +71,8 @@ def mean_loss_and_gradient(
   batch = Batch(batch.ids, share_BT)
   if accumulate == 1:
     return jax.value_and_grad(loss_of)(model, batch)
-  parts = jax.tree.map(lambda a: a.reshape(accumulate, -1, *a.shape[1:]), batch)
+  # A micro-batch takes every so many-th row, so that rows spread over devices stay where they are.
+  parts = jax.tree.map(lambda a: jnp.moveaxis(a.reshape(-1, accumulate, *a.shape[1:]), 1, 0), batch)
 
   def add(total: Any, part: Batch) -> tuple[Any, None]:
     return jax.tree.map(jnp.add, total, jax.value_and_grad(loss_of)(model, part)), None

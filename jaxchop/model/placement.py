@@ -1,0 +1,61 @@
+"""Products of arrays that may be spread over devices, without a word about which devices those are.
+
+Under a mesh with explicit axes an array's type says along which of them it is spread. A kernel is gathered over the
+mesh axes that the rows are spread over, just where it is used: a device holds the whole of one kernel at a time, and
+the kernel's gradient goes back to where its parts lie. Without a mesh these are plain products.
+Shapes: M rows, I axis summed over, O output axis, V table rows, D table width.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import PartitionSpec
+
+
+def spec_of(x: jax.Array) -> PartitionSpec | None:
+  """Returns along which mesh axes each axis of an array is spread; None where there is no explicit mesh."""
+  sharding: Any = jax.typeof(x).sharding
+  return None if sharding.mesh.empty or not sharding.mesh.are_all_axes_explicit else sharding.spec
+
+
+def parts_of(x: jax.Array, axis: int) -> int:
+  """Returns into how many parts an axis is cut."""
+  spec = spec_of(x)
+  if spec is None:
+    return 1
+  shape, parts = jax.typeof(x).sharding.mesh.shape, 1
+  for name in _names(spec[axis]):
+    parts *= shape[name]
+  return parts
+
+
+def gathered(w: jax.Array, x: jax.Array) -> jax.Array:
+  """Returns `w`, whole over the mesh axes that the leading axes of `x` (all but the last) are spread over."""
+  spec, rows = spec_of(w), spec_of(x)
+  if spec is None or rows is None:
+    return w
+  taken = {name for part in rows[:-1] for name in _names(part)}
+  left = PartitionSpec(*(tuple(name for name in _names(part) if name not in taken) or None for part in spec))
+  return jax.sharding.reshard(w, left)
+
+
+def product(x_MI: jax.Array, w_IO: jax.Array, *, dtype: Any = None) -> jax.Array:
+  """Returns y_MO = x w, summed in `dtype`; x may have any number of leading axes, which stay where they are."""
+  w_IO = gathered(w_IO, x_MI)
+  spec, rows = spec_of(w_IO), spec_of(x_MI)
+  out = None if spec is None or rows is None else PartitionSpec(*rows[:-1], spec[-1])
+  return jnp.einsum("...I,IO->...O", x_MI, w_IO, preferred_element_type=dtype, out_sharding=out)
+
+
+def lookup(table_VD: jax.Array, ids_M: jax.Array) -> jax.Array:
+  """Returns the table's rows of the given ids (any shape), spread as the ids are."""
+  rows = spec_of(ids_M)
+  if rows is None or spec_of(table_VD) is None:
+    return table_VD[ids_M]
+  table_VD = gathered(table_VD, ids_M[..., None])
+  return table_VD.at[ids_M].get(out_sharding=PartitionSpec(*rows, None))
+
+
+def _names(part: Any) -> tuple[str, ...]:
+  return () if part is None else (part,) if isinstance(part, str) else tuple(part)

@@ -1,0 +1,75 @@
+"""The devices as a mesh with axes `data`, `fsdp` and `tensor`; one device alone needs none."""
+
+import logging
+import math
+from collections.abc import Sequence
+
+import jax
+from jax.sharding import AxisType, Mesh
+
+from jaxchop.config import MeshConfig
+from jaxchop.errors import UsageError
+from jaxchop.model.config import LlamaConfig
+
+log = logging.getLogger("jaxchop")
+AXES = ("data", "fsdp", "tensor")
+# The axes that the rows of a batch are spread over.
+ROWS = ("data", "fsdp")
+
+
+def make_mesh(
+  config: MeshConfig, model: LlamaConfig, rows: int, devices: Sequence[jax.Device] | None = None
+) -> Mesh | None:
+  """Returns a mesh for batches of `rows` sequences, or None where it would be a single device.
+
+  An axis of -1 takes the devices that are left; where the rows do not divide among all of them, one process takes as
+  many as they divide among, and says so. Raises UsageError when the axes fit neither devices nor rows nor model.
+  """
+  devices = jax.devices() if devices is None else devices
+  sizes = _filled({axis: getattr(config, axis) for axis in AXES}, rows, len(devices))
+  count = math.prod(sizes.values())
+  apart = sizes["data"] * sizes["fsdp"]
+  if count > len(devices) or (count < len(devices) and jax.process_count() > 1):
+    raise UsageError(f"mesh: {_words(sizes)} take {count} devices, there are {len(devices)}; set one of them to -1")
+  if rows % apart:
+    raise UsageError(
+      f"mesh: data {sizes['data']} and fsdp {sizes['fsdp']} cut a batch into {apart}, which does not divide its {rows} "
+      "rows; change recover.batch_size, recover.accumulate or the mesh"
+    )
+  _fits(sizes, model)
+  if count < len(devices):
+    log.info("mesh: %d of %d devices work: %s", count, len(devices), _words(sizes))
+  if count == 1:
+    return None
+  return jax.make_mesh(tuple(sizes.values()), AXES, axis_types=(AxisType.Explicit,) * len(AXES), devices=devices[:count])
+
+
+def _filled(sizes: dict[str, int], rows: int, devices: int) -> dict[str, int]:
+  for axis, size in sizes.items():
+    if size < 1 and size != -1:
+      raise UsageError(f"mesh.{axis} is {size}; it is at least 1, or -1 for the devices that are left")
+  open_axes = [axis for axis, size in sizes.items() if size == -1]
+  if len(open_axes) > 1:
+    raise UsageError(f"mesh: {' and '.join(open_axes)} are -1; one axis takes the devices that are left")
+  if not open_axes:
+    return sizes
+  (axis,) = open_axes
+  known = math.prod(size for size in sizes.values() if size != -1)
+  left = devices // known
+  if axis in ROWS and jax.process_count() == 1:
+    others = math.prod(sizes[name] for name in ROWS if name != axis)
+    left = next((size for size in range(left, 0, -1) if rows % (size * others) == 0), left)
+  return sizes | {axis: max(left, 1)}
+
+
+def _fits(sizes: dict[str, int], model: LlamaConfig) -> None:
+  cut = {"fsdp": {"width": model.width}}
+  cut["tensor"] = {"key/value heads": model.kv_heads, "heads": model.heads, "MLP width": model.mlp_width}
+  for axis, what in cut.items():
+    for name, length in what.items():
+      if length % sizes[axis]:
+        raise UsageError(f"mesh.{axis} is {sizes[axis]}, which does not divide the model's {name}, {length}")
+
+
+def _words(sizes: dict[str, int]) -> str:
+  return ", ".join(f"{axis} {size}" for axis, size in sizes.items())
