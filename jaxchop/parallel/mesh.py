@@ -41,7 +41,9 @@ def make_mesh(
     log.info("mesh: %d of %d devices work: %s", count, len(devices), _words(sizes))
   if count == 1:
     return None
-  return jax.make_mesh(tuple(sizes.values()), AXES, axis_types=(AxisType.Explicit,) * len(AXES), devices=devices[:count])
+  return jax.make_mesh(
+    tuple(sizes.values()), AXES, axis_types=(AxisType.Explicit,) * len(AXES), devices=devices[:count]
+  )
 
 
 def _filled(sizes: dict[str, int], rows: int, devices: int) -> dict[str, int]:

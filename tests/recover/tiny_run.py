@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from flax import nnx
 
-from jaxchop.config import OptimizerConfig, RecoverConfig
+from jaxchop.config import MeshConfig, OptimizerConfig, RecoverConfig
 from jaxchop.errors import JaxchopError
 from jaxchop.model.config import LlamaConfig
 from jaxchop.model.llama import Llama
@@ -31,7 +31,8 @@ def tiny_model(layers: int = 3, seed: int = 0, config: LlamaConfig = CONFIG) -> 
 
 def settings(**changes: Any) -> RecoverConfig:
   optimizer = OptimizerConfig(learning_rate=1e-2, warmup_steps=4)
-  return RecoverConfig(**{"steps": 20, "seq_len": 12, "checkpoint_every": 5, "optimizer": optimizer, **changes})
+  given = {"steps": 20, "seq_len": 12, "checkpoint_every": 5, "optimizer": optimizer, "mesh": MeshConfig(fsdp=1)}
+  return RecoverConfig(**{**given, **changes})
 
 
 def records(step: int, rows: int = 4, size: int = 13) -> np.ndarray:

@@ -1,0 +1,82 @@
+"""Every parameter has a rule, and what lies everywhere by accident is named."""
+
+import jax
+import jax.numpy as jnp
+import pytest
+from flax import nnx
+from jax.sharding import PartitionSpec as P
+
+from jaxchop.config import MeshConfig
+from jaxchop.errors import JaxchopError
+from jaxchop.model.axes import axes
+from jaxchop.model.config import LlamaConfig
+from jaxchop.model.llama import Llama
+from jaxchop.model.tree import flatten
+from jaxchop.parallel.mesh import make_mesh
+from jaxchop.parallel.sharding import audit, everywhere, placement, rows, spread
+
+CONFIG = LlamaConfig(
+  vocab_size=1024,
+  width=32,
+  mlp_width=64,
+  heads=4,
+  kv_heads=2,
+  head_dim=8,
+  norm_eps=1e-5,
+  max_positions=64,
+  tied=False,
+  attention_bias=True,
+  mlp_bias=True,
+)
+
+
+@pytest.fixture(scope="module")
+def model():
+  return Llama(CONFIG, 1, rngs=nnx.Rngs(0))
+
+
+@pytest.fixture(scope="module")
+def mesh():
+  return make_mesh(MeshConfig(data=2, fsdp=2, tensor=2), CONFIG, rows=4)
+
+
+def test_every_parameter_has_as_many_named_axes_as_its_array(model):
+  for name, leaf in flatten(model).items():
+    assert len(axes(name)) == leaf.ndim, name
+    assert leaf.ndim == 1 or None not in axes(name), name
+
+
+def test_kernels_are_cut_both_ways_and_norms_not_at_all(model, mesh):
+  found = {name: leaf.sharding.spec for name, leaf in flatten(spread(model, mesh)).items()}
+  assert found["layers.0.attention.q.kernel"] == P("fsdp", "tensor")
+  assert found["layers.0.mlp.down.kernel"] == P("tensor", "fsdp")
+  assert found["embedding"] == P("tensor", "fsdp") and found["head"] == P("fsdp", "tensor")
+  assert found["layers.0.attention.q.bias"] == P("tensor")
+  assert found["layers.0.mlp.down.bias"] == found["norm.scale"] == P(None)
+
+
+def test_a_vocabulary_that_does_not_divide_stays_whole(mesh):
+  assert placement("embedding", (1023, 32), mesh).spec == P(None, "fsdp")
+
+
+def test_axes_of_one_device_are_not_named():
+  mesh = make_mesh(MeshConfig(data=8, fsdp=1), CONFIG, rows=8)
+  assert rows(mesh).spec == P(("data",), None)
+  assert placement("embedding", (1024, 32), mesh).spec == P(None, None)
+
+
+def test_one_device_needs_no_mesh():
+  assert make_mesh(MeshConfig(fsdp=1), CONFIG, rows=4) is None
+
+
+def test_a_large_array_that_lies_everywhere_is_named(model, mesh):
+  state = {"model": flatten(spread(model, mesh)), "moments": jnp.zeros(1)}
+  audit(state, mesh)
+  state["moments"] = jax.device_put(jnp.zeros((512, 513)), everywhere(mesh))
+  with pytest.raises(JaxchopError, match=r"moments: 1,050,624 bytes lie whole on each of 8 devices"):
+    audit(state, mesh)
+
+
+def test_copies_of_the_model_are_no_accident():
+  mesh = make_mesh(MeshConfig(data=8, fsdp=1), CONFIG, rows=8)
+  audit({"moments": jax.device_put(jnp.zeros((512, 513)), everywhere(mesh))}, mesh)
