@@ -1,4 +1,4 @@
-"""What every room's tests share: eight CPU devices, small Hugging Face folders made on the spot, the real weights."""
+"""What every room's tests share: four CPU devices, small Hugging Face folders made on the spot, the real weights."""
 
 import importlib.util
 import json
@@ -18,7 +18,7 @@ from jaxchop.hub.builtin import builtin_model
 _TORCH = importlib.util.find_spec("torch") is not None
 if sys.version_info < (3, 12) and not _TORCH:
   raise pytest.UsageError("torch is missing: the parity tests would not run; pip install -e '.[test]'")
-jax.config.update("jax_num_cpu_devices", 8)
+jax.config.update("jax_num_cpu_devices", 4)
 # The first example pays for compiling and importing; a deadline would only say how busy the machine is.
 hypothesis.settings.register_profile("jaxchop", deadline=None)
 hypothesis.settings.load_profile("jaxchop")

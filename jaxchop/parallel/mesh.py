@@ -22,11 +22,11 @@ def make_mesh(
 ) -> Mesh | None:
   """Returns a mesh for batches of `rows` sequences, or None where it would be a single device.
 
-  An axis of -1 takes the devices that are left; where the rows do not divide among all of them, one process takes as
-  many as they divide among, and says so. Raises UsageError when the axes fit neither devices nor rows nor model.
+  An axis of -1 takes the devices that are left; where rows or model do not divide among all of them, one process takes
+  as many as they do divide among, and says so. Raises UsageError when the axes fit neither devices nor rows nor model.
   """
   devices = jax.devices() if devices is None else devices
-  sizes = _filled({axis: getattr(config, axis) for axis in AXES}, rows, len(devices))
+  sizes = _filled({axis: getattr(config, axis) for axis in AXES}, model, rows, len(devices))
   count = math.prod(sizes.values())
   apart = sizes["data"] * sizes["fsdp"]
   if count > len(devices) or (count < len(devices) and jax.process_count() > 1):
@@ -36,7 +36,8 @@ def make_mesh(
       f"mesh: data {sizes['data']} and fsdp {sizes['fsdp']} cut a batch into {apart}, which does not divide its {rows} "
       "rows; change recover.batch_size, recover.accumulate or the mesh"
     )
-  _fits(sizes, model)
+  if misfit := _misfit(sizes, model):
+    raise UsageError(misfit)
   if count < len(devices):
     log.info("mesh: %d of %d devices work: %s", count, len(devices), _words(sizes))
   if count == 1:
@@ -46,7 +47,7 @@ def make_mesh(
   )
 
 
-def _filled(sizes: dict[str, int], rows: int, devices: int) -> dict[str, int]:
+def _filled(sizes: dict[str, int], model: LlamaConfig, rows: int, devices: int) -> dict[str, int]:
   for axis, size in sizes.items():
     if size < 1 and size != -1:
       raise UsageError(f"mesh.{axis} is {size}; it is at least 1, or -1 for the devices that are left")
@@ -57,20 +58,22 @@ def _filled(sizes: dict[str, int], rows: int, devices: int) -> dict[str, int]:
     return sizes
   (axis,) = open_axes
   known = math.prod(size for size in sizes.values() if size != -1)
-  left = devices // known
-  if axis in ROWS and jax.process_count() == 1:
-    others = math.prod(sizes[name] for name in ROWS if name != axis)
-    left = next((size for size in range(left, 0, -1) if rows % (size * others) == 0), left)
-  return sizes | {axis: max(left, 1)}
+  left = sizes | {axis: max(devices // known, 1)}
+  if jax.process_count() > 1:
+    return left
+  smaller = (sizes | {axis: size} for size in range(left[axis], 0, -1))
+  return next((s for s in smaller if rows % (s["data"] * s["fsdp"]) == 0 and not _misfit(s, model)), left)
 
 
-def _fits(sizes: dict[str, int], model: LlamaConfig) -> None:
+def _misfit(sizes: dict[str, int], model: LlamaConfig) -> str | None:
+  """Returns in words which mesh axis does not divide what it cuts."""
   cut = {"fsdp": {"width": model.width}}
   cut["tensor"] = {"key/value heads": model.kv_heads, "heads": model.heads, "MLP width": model.mlp_width}
   for axis, what in cut.items():
     for name, length in what.items():
       if length % sizes[axis]:
-        raise UsageError(f"mesh.{axis} is {sizes[axis]}, which does not divide the model's {name}, {length}")
+        return f"mesh.{axis} is {sizes[axis]}, which does not divide the model's {name}, {length}"
+  return None
 
 
 def _words(sizes: dict[str, int]) -> str:

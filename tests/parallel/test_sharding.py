@@ -37,7 +37,7 @@ def model():
 
 @pytest.fixture(scope="module")
 def mesh():
-  return make_mesh(MeshConfig(data=2, fsdp=2, tensor=2), CONFIG, rows=4)
+  return make_mesh(MeshConfig(fsdp=2, tensor=2), CONFIG, rows=4)
 
 
 def test_every_parameter_has_as_many_named_axes_as_its_array(model):
@@ -60,7 +60,7 @@ def test_a_vocabulary_that_does_not_divide_stays_whole(mesh):
 
 
 def test_axes_of_one_device_are_not_named():
-  mesh = make_mesh(MeshConfig(data=8, fsdp=1), CONFIG, rows=8)
+  mesh = make_mesh(MeshConfig(data=4, fsdp=1), CONFIG, rows=4)
   assert rows(mesh).spec == P(("data",), None)
   assert placement("embedding", (1024, 32), mesh).spec == P(None, None)
 
@@ -73,10 +73,10 @@ def test_a_large_array_that_lies_everywhere_is_named(model, mesh):
   state = {"model": flatten(spread(model, mesh)), "moments": jnp.zeros(1)}
   audit(state, mesh)
   state["moments"] = jax.device_put(jnp.zeros((512, 513)), everywhere(mesh))
-  with pytest.raises(JaxchopError, match=r"moments: 1,050,624 bytes lie whole on each of 8 devices"):
+  with pytest.raises(JaxchopError, match=r"moments: 1,050,624 bytes lie whole on each of 4 devices"):
     audit(state, mesh)
 
 
 def test_copies_of_the_model_are_no_accident():
-  mesh = make_mesh(MeshConfig(data=8, fsdp=1), CONFIG, rows=8)
+  mesh = make_mesh(MeshConfig(data=4, fsdp=1), CONFIG, rows=4)
   audit({"moments": jax.device_put(jnp.zeros((512, 513)), everywhere(mesh))}, mesh)
