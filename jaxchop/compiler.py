@@ -3,6 +3,8 @@
 The default one there rounds about twice as coarsely: SmolLM2's logits, up to 20, come out 1.6e-4 from float64's with it
 and 0.5e-4 with the other, where torch's own float32 is 0.5e-4 away. A whole forward pass took as long with either.
 A training step, and the sweep over removals with its many heads, are faster with the default and keep it.
+
+Several CPU devices in one process need an option of their own, or their collectives may wait for each other for ever.
 """
 
 import functools
@@ -14,21 +16,30 @@ import jax
 R = TypeVar("R")
 
 _EXACT = {"xla_cpu_experimental_ynn_fusion_type": ""}
+# The default schedule may start a collective while a loop that holds another one is still running, in an order that
+# differs from device to device; in one of some thousand steps all of them then wait, and XLA aborts the process.
+_ORDERED = {"xla_cpu_scheduler_type": "CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED"}
 
 
 @functools.cache
-def compiler_options() -> dict[str, str]:
-  """Returns what `jax.jit(function, compiler_options=…)` takes for exact float32 products on this process's devices.
+def compiler_options(*, exact: bool = True) -> dict[str, str]:
+  """Returns what `jax.jit(function, compiler_options=…)` takes on this process's devices.
 
-  Empty where there is nothing to say: on a GPU or TPU, or to a compiler that has no such choice.
+  That is, `exact` float32 products, and collectives in one order where the devices are several of a CPU. Empty where
+  there is nothing to say: on a GPU or TPU, or to a compiler that has no such choice.
   """
   if jax.default_backend() != "cpu":
     return {}
+  wanted = (_EXACT if exact else {}) | (_ORDERED if jax.local_device_count() > 1 else {})
+  return {name: value for name, value in wanted.items() if _known({name: value})}
+
+
+def _known(option: dict[str, str]) -> bool:
   try:
-    jax.jit(lambda: 0, compiler_options=_EXACT)()
+    jax.jit(lambda: 0, compiler_options=option)()
   except jax.errors.JaxRuntimeError:
-    return {}
-  return dict(_EXACT)
+    return False
+  return True
 
 
 class Program(Generic[R]):

@@ -1,30 +1,38 @@
-"""Next-token cross-entropy, a chunk of positions at a time: [batch, sequence, vocabulary] never exists.
+"""Next-token cross-entropy in chunks: [batch, sequence, vocabulary] never exists.
 
 A chunk takes the same positions of every row, so that rows spread over devices stay where they are; the vocabulary may
-be spread too. Shapes: B batch, T sequence, P positions of a chunk, C = B * P its tokens, D width, V vocabulary. Losses
-are in nats.
+be spread too. Where no gradient is asked for, the vocabulary goes in chunks as well: logits then stay in the cache.
+Shapes: B batch, T sequence, P positions of a chunk, C = B * P its tokens, D width, V vocabulary in Z chunks of K tokens
+on each of S devices. Losses are in nats.
 """
 
 from functools import partial
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import PartitionSpec
 
 from jaxchop.model.placement import gathered, lookup, parts_of, product, spec_of
 
 # Tokens whose logits a device holds at once: large enough for full matrix speed, small against the weights themselves.
 CHUNK = 512
+# The same where no gradient is asked for, and of how many columns: their product takes the time of a larger one's
+# matrix product alone, as its logits are still in the cache when they are summed up.
+_TOKENS, _COLUMNS = 2048, 4096
 
 
-def token_nll(x_BTD: jax.Array, head_DV: jax.Array, target_BT: jax.Array, *, chunk: int = CHUNK) -> jax.Array:
+def token_nll(x_BTD: jax.Array, head_DV: jax.Array, target_BT: jax.Array) -> jax.Array:
   """Returns nll_BT, the negative log-likelihood of each target in float32; `x_BTD` left the final norm."""
+  w_ZSKD = _columns(gathered(head_DV, x_BTD))
 
   def body(_: None, part: tuple[jax.Array, jax.Array]) -> tuple[None, jax.Array]:
     x_CD, target_C = map(_flat, part, (1, 0))
-    nll_C = jax.nn.logsumexp(_logits(x_CD, head_DV), axis=1) - _target_logit(x_CD, head_DV, target_C)
+    # A device sums up its own share of the vocabulary; only these sums travel.
+    sums_ZCS = jax.lax.map(lambda w_SKD: jax.nn.logsumexp(_shared_logits(x_CD, w_SKD), axis=2), w_ZSKD)
+    nll_C = jax.nn.logsumexp(sums_ZCS, axis=(0, 2)) - _target_logit(x_CD, head_DV, target_C)
     return None, nll_C.reshape(part[1].shape)
 
-  size = _positions(x_BTD, chunk)
+  size = _positions(x_BTD, _TOKENS)
   return _joined(jax.lax.scan(body, None, (_split(x_BTD, size), _split(target_BT, size)))[1], target_BT.shape[1])
 
 
@@ -41,7 +49,7 @@ def next_token_loss(
 
 @partial(jax.custom_vjp, nondiff_argnums=(4,))
 def _summed(x_BTD: jax.Array, head_DV: jax.Array, target_BT: jax.Array, weight_BT: jax.Array, chunk: int) -> jax.Array:
-  return jnp.sum(token_nll(x_BTD, head_DV, target_BT, chunk=chunk) * weight_BT)
+  return jnp.sum(token_nll(x_BTD, head_DV, target_BT) * weight_BT)
 
 
 def _summed_forward(x_BTD, head_DV, target_BT, weight_BT, chunk):
@@ -80,6 +88,21 @@ _summed.defvjp(_summed_forward, _summed_backward)
 
 def _logits(x_CD: jax.Array, head_DV: jax.Array) -> jax.Array:
   return product(x_CD, head_DV, dtype=jnp.float32)
+
+
+def _columns(head_DV: jax.Array) -> jax.Array:
+  """Returns w_ZSKD, the head in chunks of columns; each has as many from every device that holds a part of them."""
+  shares = parts_of(head_DV, 1)
+  local = head_DV.shape[1] // shares
+  chunks = next((n for n in range(-(-local // _COLUMNS), local // (_COLUMNS // 8) + 1) if local % n == 0), 1)
+  w_SZKD = head_DV.T.reshape(shares, chunks, -1, len(head_DV))
+  return jnp.moveaxis(w_SZKD, 1, 0)
+
+
+def _shared_logits(x_CD: jax.Array, w_SKD: jax.Array) -> jax.Array:
+  rows, shares = spec_of(x_CD), spec_of(w_SKD)
+  out = None if rows is None or shares is None else PartitionSpec(rows[0], shares[0], None)
+  return jnp.einsum("CD,SKD->CSK", x_CD, w_SKD, preferred_element_type=jnp.float32, out_sharding=out)
 
 
 def _target_logit(x_CD: jax.Array, head_DV: jax.Array, target_C: jax.Array) -> jax.Array:

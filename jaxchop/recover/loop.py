@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
+from jaxchop.compiler import compiler_options
 from jaxchop.config import RecoverConfig
 from jaxchop.errors import Interrupted, JaxchopError, Preempted, UsageError
 from jaxchop.model.llama import Llama
@@ -104,7 +105,8 @@ def _compiled(config: RecoverConfig, run: Run) -> tuple[Callable[..., Any], floa
   # The results lie where the arguments do, or a resumed run on several devices would be another program.
   places = jax.tree.map(lambda a: a.sharding, (run.model, run.opt_state))
   with stage("Compiling the training step", 1, "programs") as bar:
-    step = jax.jit(make_step(config), donate_argnums=(0, 1), out_shardings=(*places, None))
+    options = compiler_options(exact=False)
+    step = jax.jit(make_step(config), donate_argnums=(0, 1), out_shardings=(*places, None), compiler_options=options)
     program = step.lower(run.model, run.opt_state, batch, jnp.asarray(True)).compile()
     bar.advance()
   return program, bar.seconds

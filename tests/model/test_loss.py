@@ -13,13 +13,13 @@ TARGET_BT = jax.random.randint(jax.random.key(2), (B, T), 0, V)
 WEIGHT_BT = jax.random.bernoulli(jax.random.key(3), 0.7, (B, T))
 
 
-def plain_nll(x_BTD, head_DV):
+def plain_nll(x_BTD, head_DV, target_BT):
   logits_BTV = x_BTD @ head_DV
-  return jax.nn.logsumexp(logits_BTV, -1) - jnp.take_along_axis(logits_BTV, TARGET_BT[..., None], -1)[..., 0]
+  return jax.nn.logsumexp(logits_BTV, -1) - jnp.take_along_axis(logits_BTV, target_BT[..., None], -1)[..., 0]
 
 
 def plain_loss(x_BTD, head_DV):
-  return 3 * jnp.sum(WEIGHT_BT * plain_nll(x_BTD, head_DV))
+  return 3 * jnp.sum(WEIGHT_BT * plain_nll(x_BTD, head_DV, TARGET_BT))
 
 
 @pytest.mark.parametrize("chunk", [1, 4, 7, 14, 512])
@@ -29,8 +29,16 @@ def test_every_chunk_size_gives_the_plain_values_and_gradients(chunk):
 
   found, expected = (jax.value_and_grad(f, (0, 1))(X_BTD, HEAD_DV) for f in (chunked, plain_loss))
   jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5), found, expected)
-  nll_BT = token_nll(X_BTD, HEAD_DV, TARGET_BT, chunk=chunk)
-  np.testing.assert_allclose(nll_BT, plain_nll(X_BTD, HEAD_DV), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("vocabulary", [50, 3 * 4096, 4 * 1187, 4099], ids=["one chunk", "even", "odd", "prime"])
+@pytest.mark.parametrize("length", [7, 2100], ids=["one chunk", "many chunks"])
+def test_without_gradients_every_token_and_every_vocabulary_in_chunks_gives_the_plain_values(vocabulary, length):
+  keys = jax.random.split(jax.random.key(4), 3)
+  x_BTD, head_DV = jax.random.normal(keys[0], (1, length, D)), jax.random.normal(keys[1], (D, vocabulary))
+  target_BT = jax.random.randint(keys[2], (1, length), 0, vocabulary)
+  nll_BT = jax.jit(token_nll)(x_BTD, head_DV, target_BT)
+  np.testing.assert_allclose(nll_BT, plain_nll(x_BTD, head_DV, target_BT), rtol=1e-5, atol=1e-5)
 
 
 def test_the_value_alone_equals_the_value_beside_the_gradient():
@@ -45,4 +53,11 @@ def test_no_array_of_the_size_of_all_logits_exists():
   target, weight = jnp.zeros((B, T), jnp.int32), jnp.ones((B, T))
   loss = jax.jit(jax.grad(lambda x, head: next_token_loss(x, head, target, weight, chunk=chunk), (0, 1)))
   temporary = loss.lower(x, head).compile().memory_analysis().temp_size_in_bytes
+  assert temporary < 4 * B * T * V / 2
+
+
+def test_without_gradients_no_array_of_a_chunk_of_tokens_and_the_whole_vocabulary_exists():
+  B, T, V = 1, 2048, 8 * 4096
+  x, head, target = jnp.ones((B, T, 8)), jnp.ones((8, V)), jnp.zeros((B, T), jnp.int32)
+  temporary = jax.jit(token_nll).lower(x, head, target).compile().memory_analysis().temp_size_in_bytes
   assert temporary < 4 * B * T * V / 2
