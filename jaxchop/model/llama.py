@@ -25,6 +25,7 @@ _init = nnx.initializers.normal(0.02)
 # What a backward pass keeps of a block: results of matrix products. The rest is cheap to compute again, and reading it
 # back from memory would cost more than that.
 _KEPT = "product"
+PRODUCTS = jax.checkpoint_policies.save_only_these_names(_KEPT)
 
 
 class RMSNorm(nnx.Module):
@@ -172,7 +173,7 @@ def hidden(model: Llama, ids_BT: jax.Array, *, layout: Layout = "scan", remat: b
   The backward pass keeps the results of each block's matrix products, or with `remat` only what entered the block.
   """
   turn = rotation(model.config, positions(ids_BT))
-  policy = None if remat else jax.checkpoint_policies.save_only_these_names(_KEPT)
+  policy = None if remat else PRODUCTS
   # A scan keeps forward and backward apart by itself; unrolled, the compiler would undo the recomputation.
   run = jax.checkpoint(lambda block, x_BTD: block(x_BTD, turn), policy=policy, prevent_cse=layout != "scan")
 

@@ -4,12 +4,13 @@ Shapes: N calibration windows, T tokens, L layers, C sampled coordinates of a la
 """
 
 import math
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from jaxchop.model.llama import Block, Llama, positions
+from jaxchop.model.llama import PRODUCTS, Block, Llama, positions
 from jaxchop.model.loss import next_token_loss
 from jaxchop.model.rope import rotation
 from jaxchop.prune.weights import counted
@@ -39,8 +40,8 @@ def taylor_products(
   """
   turn = rotation(rest.config, positions(ids_T[None, :-1]))
 
-  # What a layer computed is computed again on the way back, so that one layer's activations are all that is held.
-  @jax.checkpoint
+  # Of one window, the results of a layer's matrix products are smaller than the gradient of its weights.
+  @partial(jax.checkpoint, policy=PRODUCTS)
   def body(x_1TD: jax.Array, layer: Block) -> tuple[jax.Array, None]:
     return layer(x_1TD, turn), None
 

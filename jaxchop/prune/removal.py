@@ -2,7 +2,8 @@
 
 A candidate shares what enters its first removed layer with the whole model, so that prefix is computed once and only
 the layers behind it run again. One compiled program serves every candidate: which layers are dead is an argument.
-Shapes: N calibration windows, B windows at once, T tokens, D width, L layers, G candidates at once.
+Shapes: N calibration windows, B windows at once, T tokens, D width, L layers, S = L + 1 states (state l enters layer l,
+the last one leaves the last layer), G candidates at once.
 """
 
 import itertools
@@ -32,6 +33,11 @@ def singles(layers: Sequence[int]) -> list[Range]:
   return [(layer, layer + 1) for layer in layers]
 
 
+def nothing(layers: int) -> list[Range]:
+  """Returns the range behind the last layer: the candidate that removes nothing and runs no layer again."""
+  return [(layers, layers)]
+
+
 def contiguous(layers: int, longest: int) -> list[Range]:
   """Returns every range of 1..longest layers of a model, the whole model excepted."""
   return [
@@ -55,24 +61,26 @@ class Removals:
     ranges = list(ranges)
     names = [_named(removed | set(range(*r))) for r in ranges]
     alive_L = np.array([layer not in removed for layer in range(self._layers)])
+    # Every group has the same size, so that there is one program; what is too much of it runs for nothing.
+    size = min(self._together, len(ranges) // len({end for _, end in ranges}))
     with stage(title, len(ranges) * len(self._batches), "candidates") as bar:
       for index, batch in enumerate(self._batches):
         missing = [r for r, name in zip(ranges, names, strict=True) if self._journal.get(name, index) is None]
         bar.advance(len(ranges) - len(missing))
         if missing:
-          for r, nll_B in self._measured(batch, missing, alive_L):
+          for r, nll_B in self._measured(batch, missing, alive_L, size):
             self._journal.put(_named(removed | set(range(*r))), index, nll_B[: batch[2]].tolist())
             bar.advance(1)
     return np.array([[value for b in range(len(self._batches)) for value in self._journal[n, b]] for n in names])
 
-  def _measured(self, batch: Batch, ranges: Sequence[Range], alive_L: np.ndarray) -> Iterable[tuple[Range, np.ndarray]]:
-    """Yields the losses of one batch, candidates that end at the same layer run as one batch of their own."""
+  def _measured(
+    self, batch: Batch, ranges: Sequence[Range], alive_L: np.ndarray, size: int
+  ) -> Iterable[tuple[Range, np.ndarray]]:
+    """Yields the losses of one batch, `size` candidates that end at the same layer at once."""
     ids_BT, real_BT, _ = batch
-    entering_LBTD = _entering(self._rest, self._stack, ids_BT, alive_L)
-    finish = partial(_finish, self._rest, self._stack, entering_LBTD, ids_BT, real_BT, alive_L)
+    states_SBTD = _entering(self._rest, self._stack, ids_BT, alive_L)
+    finish = partial(_finish, self._rest, self._stack, states_SBTD, ids_BT, real_BT, alive_L)
     by_end = sorted(ranges, key=lambda r: (r[1], r[0]))
-    widest = max(len(list(same)) for _, same in itertools.groupby(by_end, key=lambda r: r[1]))
-    size = min(self._together, widest)
     for end, same in itertools.groupby(by_end, key=lambda r: r[1]):
       group = list(same)
       for at in range(0, len(group), size):
@@ -109,21 +117,22 @@ def _named(removed: Iterable[int]) -> str:
 
 @jax.jit
 def _entering(rest: Llama, stack: Any, ids_BT: jax.Array, alive_L: jax.Array) -> jax.Array:
-  """Returns entering_LBTD: what enters each layer of the model of the layers that are alive."""
+  """Returns states_SBTD of the model of the layers that are alive."""
   turn = rotation(rest.config, positions(ids_BT))
 
   def body(x_BTD: jax.Array, index: jax.Array) -> tuple[jax.Array, jax.Array]:
     y_BTD = jax.lax.cond(alive_L[index], lambda x: layer_at(stack, index)(x, turn), lambda x: x, x_BTD)
     return y_BTD, x_BTD
 
-  return jax.lax.scan(body, rest.embed(ids_BT), jnp.arange(len(alive_L)))[1]
+  last_BTD, entering_LBTD = jax.lax.scan(body, rest.embed(ids_BT), jnp.arange(len(alive_L)))
+  return jnp.concatenate([entering_LBTD, last_BTD[None]])
 
 
 @jax.jit
 def _finish(
   rest: Llama,
   stack: Any,
-  entering_LBTD: jax.Array,
+  states_SBTD: jax.Array,
   ids_BT: jax.Array,
   real_BT: jax.Array,
   alive_L: jax.Array,
@@ -132,7 +141,7 @@ def _finish(
 ) -> jax.Array:
   """Returns nll_GB of the candidates without the layers starts_G..end, which all go on with layer `end`."""
   G, (B, T) = len(starts_G), ids_BT.shape
-  x_MTD = entering_LBTD[starts_G].reshape(G * B, T, -1)
+  x_MTD = states_SBTD[starts_G].reshape(G * B, T, -1)
   x_MTD = run_alive(stack, x_MTD, rotation(rest.config, positions(ids_BT)), alive_L, end)
   ids_MT, real_MT = jnp.tile(ids_BT, (G, 1)), jnp.tile(real_BT, (G, 1))
   return mean_nll(rest, x_MTD, ids_MT, real_MT).reshape(G, B)

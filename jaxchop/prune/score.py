@@ -22,7 +22,7 @@ from jaxchop.progress import stage
 from jaxchop.prune import activations, gradients, weights
 from jaxchop.prune.criteria import DEFINITIONS, Definition
 from jaxchop.prune.journal import Journal
-from jaxchop.prune.removal import Batch, Removals, contiguous, greedy, singles
+from jaxchop.prune.removal import Batch, Removals, contiguous, greedy, nothing, singles
 from jaxchop.prune.resample import draws, intervals
 from jaxchop.prune.subset import stacked
 
@@ -81,12 +81,13 @@ def score(
   """
   real_NT = np.ones(ids_NT.shape, bool) if real_NT is None else real_NT
   raw = _Statistics(model, ids_NT, real_NT, settings, journal)
+  forward = any(DEFINITIONS[name].family == "activations" for name in criteria)
   scores = Scores(criteria={})
   for name in criteria:
     found = scores.criteria | {name: _scored(name, DEFINITIONS[name], raw)}
     scores = Scores(criteria=found, baseline=scores.baseline)
     if scores.baseline is None and DEFINITIONS[name].family in ("activations", "loss"):
-      nll_N = raw.passed["nll"]
+      nll_N = raw.passed["nll"] if forward else raw.whole
       interval = intervals((draws(len(nll_N)) @ nll_N)[:, None])[0]
       scores = Scores(criteria=found, baseline=(float(nll_N.mean()), interval))
     if done is not None:
@@ -219,10 +220,16 @@ class _Statistics:
     rest.layers = nnx.List([])
     return rest, Program(stacked)(self._model)
 
+  @property
+  def whole(self) -> np.ndarray:
+    """Mean nats per token of the whole model [N], on the windows of the removals."""
+    return self._removals.nll(nothing(self._layers), title="Scoring layers: whole model")[0]
+
   @functools.cached_property
   def without_each(self) -> np.ndarray:
     """Mean nats per token without each layer [N, L]."""
-    return self._removals.nll(singles(range(self._layers)), title="Scoring layers: without each").T
+    ranges = singles(range(self._layers)) + nothing(self._layers)
+    return self._removals.nll(ranges, title="Scoring layers: without each")[:-1].T
 
   @functools.cached_property
   def without_runs(self) -> np.ndarray:
