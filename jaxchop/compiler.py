@@ -2,7 +2,7 @@
 
 The default one there rounds about twice as coarsely: SmolLM2's logits, up to 20, come out 1.6e-4 from float64's with it
 and 0.5e-4 with the other, where torch's own float32 is 0.5e-4 away. A whole forward pass took as long with either.
-A training step, and the sweep over removals with its many heads, are faster with the default and keep it.
+A training step, and the many heads of the sweep over removals, are faster with the default and keep it.
 
 Several CPU devices in one process need an option of their own, or their collectives may wait for each other for ever.
 """

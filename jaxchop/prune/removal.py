@@ -1,7 +1,7 @@
 """Criteria that take layers out and look at the loss: one at a time, in contiguous runs, or greedily.
 
 A candidate shares what enters its first removed layer with the whole model, so that prefix is computed once and only
-the layers behind it run again. One compiled program serves every candidate: which layers are dead is an argument.
+the layers behind it run again. The same compiled programs serve every candidate: which layers are dead is an argument.
 Shapes: N calibration windows, B windows at once, T tokens, D width, L layers, S = L + 1 states (state l enters layer l,
 the last one leaves the last layer), G candidates at once.
 """
@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxchop.compiler import Program
 from jaxchop.model.llama import Llama, positions
 from jaxchop.model.rope import rotation
 from jaxchop.progress import stage
@@ -79,14 +80,15 @@ class Removals:
     """Yields the losses of one batch, `size` candidates that end at the same layer at once."""
     ids_BT, real_BT, _ = batch
     states_SBTD = _entering(self._rest, self._stack, ids_BT, alive_L)
-    finish = partial(_finish, self._rest, self._stack, states_SBTD, ids_BT, real_BT, alive_L)
+    leaving = partial(_leaving, self._rest, self._stack, states_SBTD, positions(ids_BT), alive_L)
     by_end = sorted(ranges, key=lambda r: (r[1], r[0]))
     for end, same in itertools.groupby(by_end, key=lambda r: r[1]):
       group = list(same)
       for at in range(0, len(group), size):
         part = group[at : at + size]
         starts_G = np.array([start for start, _ in part] + [part[0][0]] * (size - len(part)))
-        yield from zip(part, np.asarray(finish(starts_G, end)), strict=False)
+        nll_GB = _losses(self._rest, leaving(starts_G, end), ids_BT, real_BT)
+        yield from zip(part, np.asarray(nll_GB), strict=False)
 
 
 def greedy(
@@ -115,7 +117,7 @@ def _named(removed: Iterable[int]) -> str:
   return ",".join(map(str, sorted(removed)))
 
 
-@jax.jit
+@Program
 def _entering(rest: Llama, stack: Any, ids_BT: jax.Array, alive_L: jax.Array) -> jax.Array:
   """Returns states_SBTD of the model of the layers that are alive."""
   turn = rotation(rest.config, positions(ids_BT))
@@ -128,20 +130,24 @@ def _entering(rest: Llama, stack: Any, ids_BT: jax.Array, alive_L: jax.Array) ->
   return jnp.concatenate([entering_LBTD, last_BTD[None]])
 
 
-@jax.jit
-def _finish(
+@Program
+def _leaving(
   rest: Llama,
   stack: Any,
   states_SBTD: jax.Array,
-  ids_BT: jax.Array,
-  real_BT: jax.Array,
+  positions_1T: jax.Array,
   alive_L: jax.Array,
   starts_G: jax.Array,
   end: jax.Array,
 ) -> jax.Array:
-  """Returns nll_GB of the candidates without the layers starts_G..end, which all go on with layer `end`."""
-  G, (B, T) = len(starts_G), ids_BT.shape
-  x_MTD = states_SBTD[starts_G].reshape(G * B, T, -1)
-  x_MTD = run_alive(stack, x_MTD, rotation(rest.config, positions(ids_BT)), alive_L, end)
-  ids_MT, real_MT = jnp.tile(ids_BT, (G, 1)), jnp.tile(real_BT, (G, 1))
-  return mean_nll(rest, x_MTD, ids_MT, real_MT).reshape(G, B)
+  """Returns x_MTD that leaves the candidates without the layers starts_G..end, which all go on with layer `end`."""
+  x_MTD = states_SBTD[starts_G].reshape(-1, *states_SBTD.shape[2:])
+  return run_alive(stack, x_MTD, rotation(rest.config, positions_1T), alive_L, end)
+
+
+# A program of its own: of the two product libraries of a CPU one is faster for layers, the other one for a head.
+@jax.jit
+def _losses(rest: Llama, x_MTD: jax.Array, ids_BT: jax.Array, real_BT: jax.Array) -> jax.Array:
+  """Returns nll_GB of what left G candidates."""
+  G = len(x_MTD) // len(ids_BT)
+  return mean_nll(rest, x_MTD, jnp.tile(ids_BT, (G, 1)), jnp.tile(real_BT, (G, 1))).reshape(G, -1)
