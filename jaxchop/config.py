@@ -163,20 +163,26 @@ class MergingConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class OptimizerConfig:
-  """AdamW with warm-up and cosine decay."""
+  """How gradients become updates."""
 
+  kind: Literal["adamw", "lion", "adafactor", "muon"] = "adamw"
+  """muon is for the kernels of the layers; embedding, head, norms and biases go by adamw beside it."""
   learning_rate: float = 3e-4
   """Highest learning rate, reached after the warm-up."""
+  schedule: Literal["cosine", "linear", "constant", "wsd"] = "cosine"
+  """How the rate falls; wsd stays at the highest rate and falls linearly at the end."""
   final_share: float = 0.1
-  """The cosine ends at this share of the highest rate."""
+  """The rate ends at this share of the highest one; constant does not fall."""
+  decay_share: float = 0.2
+  """Share of the steps in which wsd falls."""
   warmup_steps: int = 10
   """Steps of linear warm-up from zero."""
   beta1: float = 0.9
-  """Decay of the first moment."""
+  """Decay of the first moment; adafactor has none. Of lion and muon, the momentum in the update."""
   beta2: float = 0.95
-  """Decay of the second moment."""
+  """Decay of the second moment. Of lion, decay of the momentum; adafactor goes by its own rule."""
   eps: float = 1e-8
-  """Added to the root of the second moment."""
+  """Added to the root of the second moment of adamw."""
   weight_decay: float = 0.1
   """Decoupled weight decay of matrices; norms and biases are not decayed."""
   clip_norm: float = 1.0

@@ -1,4 +1,4 @@
-"""AdamW with a decay mask, a learning rate that warms up and falls, and clipping of the global norm."""
+"""Optimizers with a decay mask, a learning rate that warms up and falls, and clipping of the global norm."""
 
 from typing import Any
 
@@ -7,21 +7,40 @@ import jax.numpy as jnp
 import optax
 
 from jaxchop.config import OptimizerConfig
+from jaxchop.errors import UsageError
+from jaxchop.model.placement import spec_of
+from jaxchop.model.tree import dotted
+
+# The root mean square of an update of Adam's, to which muon's are scaled: both then take the same rate and decay.
+_ADAMS_RMS = 0.2
 
 
 def learning_rate(config: OptimizerConfig, steps: int) -> optax.Schedule:
   """Returns the rate as a function of the updates already done.
 
-  Update n of 1..steps runs at n / warmup_steps of the highest rate while that is below 1, then on half a cosine that
-  reaches `final_share` with the last update. No update runs at rate 0.
+  Update n of 1..steps runs at n / warmup_steps of the highest rate while that is below 1, then falls as `schedule` says
+  and reaches `final_share` with the last update. No update runs at rate 0. `wsd` falls in the last `decay_share` of the
+  steps, linearly (arXiv 2405.18392). Raises UsageError when that share is not between 0 and 1.
   """
+  if not 0 < config.decay_share <= 1:
+    raise UsageError(f"recover.optimizer.decay_share is {config.decay_share}; it is above 0 and at most 1")
+  start = config.warmup_steps
+  if config.schedule == "wsd":
+    start = max(start, steps - round(config.decay_share * steps))
 
   def rate(count: Any) -> jax.Array:
     update = jnp.asarray(count, jnp.float32) + 1
-    fallen = jnp.clip((update - config.warmup_steps) / max(steps - config.warmup_steps, 1), 0, 1)
-    cosine = config.final_share + (1 - config.final_share) * 0.5 * (1 + jnp.cos(jnp.pi * fallen))
+    fallen = jnp.clip((update - start) / max(steps - start, 1), 0, 1)
+    match config.schedule:
+      case "cosine":
+        course = 0.5 * (1 + jnp.cos(jnp.pi * fallen))
+      case "constant":
+        course = jnp.ones_like(fallen)
+      case "linear" | "wsd":
+        course = 1 - fallen
     warm = update / max(config.warmup_steps, 1)
-    return config.learning_rate * jnp.where(update < config.warmup_steps, warm, cosine)
+    course = config.final_share + (1 - config.final_share) * course
+    return config.learning_rate * jnp.where(update < config.warmup_steps, warm, course)
 
   return rate
 
@@ -36,10 +55,10 @@ def decayed(params: Any) -> Any:
 
 
 def make_optimizer(config: OptimizerConfig, steps: int) -> optax.GradientTransformation:
-  """Returns AdamW over `steps` updates. Source: arXiv 1711.05101, eps outside the root as in torch and optax."""
+  """Returns the optimizer of `steps` updates; weight decay is decoupled from the gradient in all of them."""
   return optax.chain(
     optax.clip_by_global_norm(config.clip_norm),
-    optax.scale_by_adam(config.beta1, config.beta2, config.eps),
+    _directions(config),
     optax.add_decayed_weights(config.weight_decay, decayed),
     optax.scale_by_learning_rate(learning_rate(config, steps)),
   )
@@ -47,4 +66,56 @@ def make_optimizer(config: OptimizerConfig, steps: int) -> optax.GradientTransfo
 
 def updates_done(opt_state: Any) -> jax.Array:
   """Returns how many updates the state of `make_optimizer` has seen."""
-  return opt_state[1].count
+  return opt_state[-1].count
+
+
+def _directions(config: OptimizerConfig) -> optax.GradientTransformation:
+  """Returns what makes an update of rate 1 out of a gradient.
+
+  Sources: AdamW, arXiv 1711.05101, eps outside the root as in torch; Lion, arXiv 2302.06675; Adafactor, arXiv
+  1804.04235, without momentum, updates clipped to a root mean square of 1; Muon with updates as large as Adam's, arXiv
+  2502.16982.
+  """
+  adam = optax.scale_by_adam(config.beta1, config.beta2, config.eps)
+  match config.kind:
+    case "adamw":
+      return adam
+    case "lion":
+      return optax.scale_by_lion(config.beta1, config.beta2)
+    case "adafactor":
+      return optax.chain(optax.scale_by_factored_rms(), optax.clip_by_block_rms(1.0))
+    case "muon":
+      orthogonal = optax.contrib.scale_by_muon(beta=config.beta1, weight_dimension_numbers=_matrices)
+      muon = optax.chain(_placed_by_the_compiler(orthogonal), optax.stateless(lambda updates, _: _as_large_as_adams(updates)))
+      return optax.partition({"muon": muon, "adam": adam}, _by_muon)
+
+
+def _matrices(params: Any) -> Any:
+  """Says of every kernel that its first axis is the input's, its second one the output's."""
+  return jax.tree.map(lambda _: optax.contrib.MuonDimensionNumbers(reduction_axis=0, output_axis=1), params)
+
+
+def _placed_by_the_compiler(inner: optax.GradientTransformation) -> optax.GradientTransformation:
+  """Returns a transformation whose products say nothing of a mesh; updates and state stay where they are."""
+
+  def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
+    places = jax.tree.map(spec_of, (updates, state))
+    if None in jax.tree.leaves(places, is_leaf=lambda place: place is None):
+      return inner.update(updates, state, params)
+    return jax.sharding.auto_axes(inner.update, out_sharding=places)(updates, state, params)
+
+  return optax.GradientTransformation(inner.init, update)
+
+
+def _as_large_as_adams(updates: Any) -> Any:
+  """Returns orthogonal matrices, whose root mean square is 1 / sqrt of the longer side, made as large as Adam's."""
+  return jax.tree.map(lambda u: u * _ADAMS_RMS * max(u.shape) ** 0.5, updates)
+
+
+def _by_muon(params: Any) -> Any:
+  """Returns which parameters muon updates: the kernels of the layers, which are maps between hidden states."""
+
+  def label(path: tuple[Any, ...], p: Any) -> str:
+    return "muon" if p.ndim == 2 and dotted(path).startswith("layers.") else "adam"
+
+  return jax.tree_util.tree_map_with_path(label, params)

@@ -15,7 +15,7 @@ import tiny_run
 from test_loop import curve
 from tiny_run import CONFIG, Records, settings, tiny_model
 
-from jaxchop.config import MeshConfig
+from jaxchop.config import MeshConfig, OptimizerConfig
 from jaxchop.errors import Interrupted, UsageError
 from jaxchop.model.tree import flatten
 from jaxchop.parallel.mesh import make_mesh
@@ -84,6 +84,17 @@ def test_weights_lie_where_the_mesh_says(on, name):
 def test_other_ways_to_compute_the_step_agree_on_a_mesh_too(one, tmp_path, changes):
   run(tmp_path, MESHES["fsdp2 x tp2"], **changes)
   np.testing.assert_allclose(losses(tmp_path), losses(one[0]), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["lion", "adafactor", "muon"])
+def test_every_optimizer_is_the_same_on_a_mesh_and_goes_on_from_its_checkpoint(tmp_path, kind):
+  changes = {"steps": 6, "optimizer": OptimizerConfig(kind=kind, learning_rate=1e-3, warmup_steps=2)}
+  run(tmp_path / "one", ONE, **changes)
+  with pytest.raises(Interrupted):
+    run(tmp_path / "mesh", MESHES["fsdp2 x tp2"], number=signal.SIGINT, at=2, **changes)
+  run(tmp_path / "mesh", MESHES["fsdp2 x tp2"], **changes)
+  assert losses(tmp_path / "one")[-1] < losses(tmp_path / "one")[0]
+  np.testing.assert_allclose(losses(tmp_path / "mesh"), losses(tmp_path / "one"), rtol=0, atol=1e-4)
 
 
 @pytest.mark.parametrize("stops", [(9,), pytest.param(tuple(range(19)), marks=pytest.mark.slow)], ids=["half", "every"])
