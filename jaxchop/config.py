@@ -217,8 +217,8 @@ class RecoverConfig:
   """Type of the forward and backward pass; master weights and optimizer are float32."""
   layout: Literal["scan", "unrolled"] = "scan"
   """How the step walks the layers: one compiled layer scanned, or each compiled by itself."""
-  remat: bool = False
-  """Recompute activations in the backward pass instead of keeping them."""
+  remat: Literal["none", "dots", "full", "offload"] = "dots"
+  """What the backward pass keeps of a layer: all, results of products, only its input, or products in host memory."""
   checkpoint_every: int = 50
   """Steps between two checkpoints."""
   keep_checkpoints: int = 2

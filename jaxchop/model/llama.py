@@ -20,12 +20,25 @@ from jaxchop.model.rope import rotate, rotation
 
 # How a pass walks the list: "scan" stacks it inside the program and compiles one layer, "unrolled" compiles each.
 Layout = Literal["scan", "unrolled"]
+# What a backward pass finds again of a block, the rest of which it computes anew: everything, the results of matrix
+# products ("dots"), the same from the host's memory, or only what entered the block ("full" recomputation).
+Remat = Literal["none", "dots", "full", "offload"]
 Carry = TypeVar("Carry")
 _init = nnx.initializers.normal(0.02)
-# What a backward pass keeps of a block: results of matrix products. The rest is cheap to compute again, and reading it
-# back from memory would cost more than that.
-_KEPT = "product"
-PRODUCTS = jax.checkpoint_policies.save_only_these_names(_KEPT)
+# The results of matrix products bear this name. The rest is cheap to compute again, and reading it back from memory
+# would cost more than that.
+_PRODUCT = "product"
+PRODUCTS = jax.checkpoint_policies.save_only_these_names(_PRODUCT)
+_POLICIES = {
+  "dots": PRODUCTS,
+  "full": None,
+  "offload": jax.checkpoint_policies.save_and_offload_only_these_names(
+    names_which_can_be_saved=[],
+    names_which_can_be_offloaded=[_PRODUCT],
+    offload_src="device",
+    offload_dst="pinned_host",
+  ),
+}
 
 
 class RMSNorm(nnx.Module):
@@ -52,7 +65,7 @@ class Linear(nnx.Module):
     # Two axes, not three: the kernel's gradient is then one matrix product, where XLA on a CPU would first transpose.
     x_MI = x_BTI.reshape(-1, x_BTI.shape[-1])
     y_BTO = product(x_MI, self.kernel[...]).reshape(*x_BTI.shape[:-1], -1)
-    return checkpoint_name(y_BTO if self.bias is None else y_BTO + self.bias[...], _KEPT)
+    return checkpoint_name(y_BTO if self.bias is None else y_BTO + self.bias[...], _PRODUCT)
 
 
 class Attention(nnx.Module):
@@ -73,7 +86,7 @@ class Attention(nnx.Module):
     q_BTNH = rotate(self.q(x_BTD).reshape(heads), *turn)
     k_BTKH = rotate(self.k(x_BTD).reshape(heads), *turn)
     v_BTKH = self.v(x_BTD).reshape(heads)
-    y_BTNH = checkpoint_name(attend(q_BTNH, k_BTKH, v_BTKH), _KEPT)
+    y_BTNH = checkpoint_name(attend(q_BTNH, k_BTKH, v_BTKH), _PRODUCT)
     return self.o(y_BTNH.reshape(*x_BTD.shape[:2], -1))
 
 
@@ -167,15 +180,16 @@ def positions(ids_BT: jax.Array) -> jax.Array:
   return jnp.arange(ids_BT.shape[1])[None]
 
 
-def hidden(model: Llama, ids_BT: jax.Array, *, layout: Layout = "scan", remat: bool = False) -> jax.Array:
-  """Returns the raw residual stream x_BTD that leaves the last block, before the final norm.
-
-  The backward pass keeps the results of each block's matrix products, or with `remat` only what entered the block.
-  """
+def hidden(model: Llama, ids_BT: jax.Array, *, layout: Layout = "scan", remat: Remat = "dots") -> jax.Array:
+  """Returns the raw residual stream x_BTD that leaves the last block, before the final norm."""
   turn = rotation(model.config, positions(ids_BT))
-  policy = None if remat else PRODUCTS
-  # A scan keeps forward and backward apart by itself; unrolled, the compiler would undo the recomputation.
-  run = jax.checkpoint(lambda block, x_BTD: block(x_BTD, turn), policy=policy, prevent_cse=layout != "scan")
+
+  def run(block: Block, x_BTD: jax.Array) -> jax.Array:
+    return block(x_BTD, turn)
+
+  if remat != "none":
+    # A scan keeps forward and backward apart by itself; unrolled, the compiler would undo the recomputation.
+    run = jax.checkpoint(run, policy=_POLICIES[remat], prevent_cse=layout != "scan")
 
   def body(layer: Block, x_BTD: jax.Array, _: None) -> tuple[jax.Array, None]:
     return run(layer, x_BTD), None

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxchop.model.llama import Layout, Llama, hidden
+from jaxchop.model.llama import Layout, Llama, Remat, hidden
 from jaxchop.model.loss import next_token_loss
 
 
@@ -28,7 +28,7 @@ def packed(ids_BS: Any) -> Batch:
 
 
 def summed_loss(
-  model: Llama, batch: Batch, *, compute_dtype: str = "float32", layout: Layout = "scan", remat: bool = False
+  model: Llama, batch: Batch, *, compute_dtype: str = "float32", layout: Layout = "scan", remat: Remat = "dots"
 ) -> jax.Array:
   """Returns the weighted sum of negative log-likelihoods, in nats, as a float32 scalar.
 

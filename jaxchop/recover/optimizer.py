@@ -86,7 +86,9 @@ def _directions(config: OptimizerConfig) -> optax.GradientTransformation:
       return optax.chain(optax.scale_by_factored_rms(), optax.clip_by_block_rms(1.0))
     case "muon":
       orthogonal = optax.contrib.scale_by_muon(beta=config.beta1, weight_dimension_numbers=_matrices)
-      muon = optax.chain(_placed_by_the_compiler(orthogonal), optax.stateless(lambda updates, _: _as_large_as_adams(updates)))
+      muon = optax.chain(
+        _placed_by_the_compiler(orthogonal), optax.stateless(lambda updates, _: _as_large_as_adams(updates))
+      )
       return optax.partition({"muon": muon, "adam": adam}, _by_muon)
 
 
@@ -99,10 +101,11 @@ def _placed_by_the_compiler(inner: optax.GradientTransformation) -> optax.Gradie
   """Returns a transformation whose products say nothing of a mesh; updates and state stay where they are."""
 
   def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
-    places = jax.tree.map(spec_of, (updates, state))
+    places: Any = jax.tree.map(spec_of, (updates, state))
     if None in jax.tree.leaves(places, is_leaf=lambda place: place is None):
       return inner.update(updates, state, params)
-    return jax.sharding.auto_axes(inner.update, out_sharding=places)(updates, state, params)
+    free: Any = jax.sharding.auto_axes(inner.update, out_sharding=places)
+    return free(updates, state, params)
 
   return optax.GradientTransformation(inner.init, update)
 

@@ -163,7 +163,7 @@ def main() -> None:
   parser.add_argument("--repeats", type=int, default=3)
   parser.add_argument("--layout", choices=["scan", "unrolled"], default="scan")
   parser.add_argument("--compute_dtype", choices=["float32", "bfloat16"], default="float32")
-  parser.add_argument("--remat", action="store_true")
+  parser.add_argument("--remat", default="dots")
   print(json.dumps(alternate(parser.parse_args()), indent=2))
 
 

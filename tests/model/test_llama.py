@@ -39,17 +39,27 @@ def test_a_tied_head_is_one_leaf_used_twice():
   np.testing.assert_array_equal(tied.head_DV(), tied.embedding[...].T)
 
 
-@pytest.mark.parametrize("remat", [False, True])
+@pytest.mark.parametrize("remat", ["none", "dots", "full", "offload"])
 def test_the_walk_changes_neither_the_result_nor_its_gradient(remat):
   model = tiny_llama()
 
   def gradient(layout, remat):
     return jax.jit(jax.grad(lambda m: jnp.mean(hidden(m, IDS_BT, layout=layout, remat=remat) ** 2)))(model)
 
-  expected = gradient("unrolled", False)
+  expected = gradient("unrolled", "none")
   for layout in ("scan", "unrolled"):
     for found, leaf in zip(jax.tree.leaves(gradient(layout, remat)), jax.tree.leaves(expected), strict=True):
       np.testing.assert_allclose(found, leaf, rtol=0, atol=1e-5 * abs(leaf).max())
+
+
+def test_what_the_backward_pass_need_not_keep_takes_no_memory():
+  model, ids_BT = tiny_llama(layers=16), jnp.zeros((8, 256), jnp.int32)
+
+  def temporary(remat):
+    gradient = jax.jit(jax.grad(lambda m: jnp.mean(hidden(m, ids_BT, remat=remat) ** 2)))
+    return gradient.lower(model).compile().memory_analysis().temp_size_in_bytes
+
+  assert temporary("full") < temporary("dots") < temporary("none")
 
 
 def test_a_block_whose_gate_is_shut_is_a_block_removed():

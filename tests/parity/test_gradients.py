@@ -16,7 +16,7 @@ from jaxchop.model.tree import flatten  # noqa: E402
 
 pytestmark = pytest.mark.torch
 WALKS = st.sampled_from(
-  [{"layout": layout, "remat": remat} for layout in ("scan", "unrolled") for remat in (False, True)]
+  [{"layout": layout, "remat": remat} for layout in ("scan", "unrolled") for remat in ("dots", "full")]
 )
 
 

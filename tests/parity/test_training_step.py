@@ -94,7 +94,7 @@ def our_steps(model: Llama, config: RecoverConfig) -> tuple[list[float], list[fl
 
 
 @pytest.mark.parametrize(
-  "changes", [{}, {"layout": "unrolled", "accumulate": 2, "remat": True}], ids=["scan", "unrolled"]
+  "changes", [{}, {"layout": "unrolled", "accumulate": 2, "remat": "full"}], ids=["scan", "unrolled"]
 )
 def test_five_steps_equal_those_of_torch(changes: dict[str, object]) -> None:
   theirs, model = pair(DRAWN)

@@ -78,8 +78,8 @@ def test_weights_lie_where_the_mesh_says(on, name):
 
 @pytest.mark.parametrize(
   "changes",
-  [{"layout": "unrolled"}, {"accumulate": 2}, {"remat": True}],
-  ids=["unrolled", "accumulated", "recomputed"],
+  [{"layout": "unrolled"}, {"accumulate": 2}, {"remat": "full"}, {"remat": "offload"}],
+  ids=["unrolled", "accumulated", "recomputed", "offloaded"],
 )
 def test_other_ways_to_compute_the_step_agree_on_a_mesh_too(one, tmp_path, changes):
   run(tmp_path, MESHES["fsdp2 x tp2"], **changes)

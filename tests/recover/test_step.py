@@ -15,12 +15,12 @@ from jaxchop.recover.objective import Batch, packed, summed_loss
 from jaxchop.recover.step import init_optimizer, make_step, mean_loss_and_gradient
 
 WAYS = [
-  ("scan", False, 2),
-  ("scan", True, 1),
-  ("scan", True, 4),
-  ("unrolled", False, 1),
-  ("unrolled", False, 4),
-  ("unrolled", True, 2),
+  ("scan", "dots", 2),
+  ("scan", "full", 1),
+  ("scan", "full", 4),
+  ("unrolled", "dots", 1),
+  ("unrolled", "dots", 4),
+  ("unrolled", "full", 2),
 ]
 
 
@@ -38,18 +38,18 @@ def stepped(batch: Batch, *, go: bool = True, steps: int = 1, layers: int = 3, *
   return model, opt_state, metrics
 
 
-def gradient(layout: str, remat: bool, accumulate: int):
+def gradient(layout: str, remat: str, accumulate: int):
   loss_of = partial(summed_loss, layout=layout, remat=remat)
   return jax.jit(partial(mean_loss_and_gradient, loss_of, accumulate=accumulate))(tiny_model(2), uneven())
 
 
 @pytest.fixture(scope="module")
 def reference():
-  return gradient("scan", False, 1)
+  return gradient("scan", "dots", 1)
 
 
 @pytest.mark.parametrize(("layout", "remat", "accumulate"), WAYS)
-def test_every_way_to_compute_a_step_gives_the_same(reference, layout: str, remat: bool, accumulate: int) -> None:
+def test_every_way_to_compute_a_step_gives_the_same(reference, layout: str, remat: str, accumulate: int) -> None:
   loss, grads = gradient(layout, remat, accumulate)
   np.testing.assert_allclose(loss, reference[0], rtol=2e-6)
   for name, grad in flatten(grads).items():
