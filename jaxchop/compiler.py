@@ -45,13 +45,14 @@ def _known(option: dict[str, str]) -> bool:
 class Program(Generic[R]):
   """A jitted function; the devices are asked for their options at its first call, not where it is defined."""
 
-  def __init__(self, function: Callable[..., R], **options: Any):
-    self._function, self._options = function, options
+  def __init__(self, function: Callable[..., R], *, exact: bool = True, **options: Any):
+    """`exact` asks for the more exact products, `options` are those of `jax.jit`."""
+    self._function, self._exact, self._options = function, exact, options
     functools.update_wrapper(self, function)
 
   @functools.cached_property
   def _jitted(self) -> Any:
-    return jax.jit(self._function, compiler_options=compiler_options(), **self._options)
+    return jax.jit(self._function, compiler_options=compiler_options(exact=self._exact), **self._options)
 
   def __call__(self, *args: Any, **kwargs: Any) -> R:
     return self._jitted(*args, **kwargs)
