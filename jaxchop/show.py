@@ -85,17 +85,17 @@ def _compare(console: rich.console.Console, result: Result) -> None:
   """Prints what each criterion drops, a layer a row, and how far each two agree."""
   chosen = result["chosen"]
   names = {name: str(place + 1) for place, name in enumerate(chosen)}
-  table = _table("layer", *names.values(), justify="center")
+  table = _table("layer", *names.values(), dense=True)
   layers = len(next(iter(result["criteria"].values()))["per_layer"])
   for layer in range(layers):
     table.add_row(str(layer), *("x" if layer in found["drop"] else "·" for found in chosen.values()))
   console.print(table)
-  agree = _table("", *names.values())
+  agree = _table("", *names.values(), dense=True)
   for name, place in names.items():
     agree.add_row(place, *(f"{100 * share:.0f}" for share in result["agreement"][name].values()))
   console.print(agree)
   _say(console, *(f"{place:>2}  {name}" for name, place in names.items()))
-  _say(console, f"x: among the {result['count']} layers dropped; below, % of common layers among those either drops")
+  _say(console, f"x: among the {result['count']} layers dropped; numbers: % of common layers among those either drops")
 
 
 def _prune(console: rich.console.Console, result: Result) -> None:
@@ -181,9 +181,13 @@ def _verdict(ok: bool | None) -> rich.text.Text:
   return rich.text.Text(*{True: ("yes", "green"), False: ("NO", "bold red"), None: ("not compared", "yellow")}[ok])
 
 
-def _table(*columns: str, justify: rich.console.JustifyMethod = "right") -> rich.table.Table:
-  """Returns a table whose columns but the first are set as `justify` says."""
-  table = rich.table.Table(box=rich.box.SIMPLE_HEAD, show_header=any(columns))
+def _table(*columns: str, justify: rich.console.JustifyMethod = "right", dense: bool = False) -> rich.table.Table:
+  """Returns a table whose columns but the first are set as `justify` says; `dense` leaves no more room than needed.
+
+  A dense table of all criteria fits into 80 columns.
+  """
+  box, padding = (None, (0, 1, 0, 0)) if dense else (rich.box.SIMPLE_HEAD, (0, 1))
+  table = rich.table.Table(box=box, padding=padding, show_header=any(columns))
   for index, column in enumerate(columns):
     table.add_column(column, overflow="fold", justify=justify if index and any(columns) else "left")
   return table

@@ -40,7 +40,7 @@ def taylor_products(
   """
   turn = rotation(rest.config, positions(ids_T[None, :-1]))
 
-  # Of one window, the results of a layer's matrix products are smaller than the gradient of its weights.
+  # Of one window of some hundred tokens, the results of a layer's products are smaller than its weights' gradient.
   @partial(jax.checkpoint, policy=PRODUCTS)
   def body(x_1TD: jax.Array, layer: Block) -> tuple[jax.Array, None]:
     return layer(x_1TD, turn), None
