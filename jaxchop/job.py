@@ -18,11 +18,13 @@ from jaxchop.data.texts import read_splits
 from jaxchop.errors import UsageError
 from jaxchop.files import write_json
 from jaxchop.model.llama import Llama
+from jaxchop.parallel.mesh import make_mesh
 from jaxchop.prune import plan as plans
 from jaxchop.prune.criteria import named
 from jaxchop.prune.plan import Plan
 from jaxchop.prune.surgery import keep_layers
 from jaxchop.recover.loop import Recovered, recover
+from jaxchop.recover.step import make_step
 from jaxchop.run_folder import RunFolder, standing
 from jaxchop.subject import Subject
 from jaxchop.versions import machine
@@ -37,7 +39,7 @@ class Job:
   """A recipe, its run folder, and what several stages share, opened when first needed."""
 
   def __init__(self, recipe: Recipe):
-    """Raises UsageError on settings that contradict each other across rooms."""
+    """Raises UsageError on settings that contradict each other across rooms or fit neither model nor devices."""
     if recipe.prune.recover_between and (recipe.prune.merge or not recipe.recover.steps or recipe.prune.rounds == 1):
       raise UsageError(
         "prune.recover_between: needs prune.rounds above 1, recover.steps above 0 and no prune.merge; leave it out"
@@ -45,6 +47,11 @@ class Job:
     self.recipe = recipe
     self.folder = RunFolder(Path(recipe.out))
     self.subject = Subject(recipe.model)
+    if recipe.recover.steps:
+      # Refused now, not when an hour of scoring and measuring is over.
+      make_step(recipe.recover)
+      rows = recipe.recover.batch_size // recipe.recover.accumulate
+      make_mesh(recipe.recover.mesh, self.subject.checkpoint.architecture, rows)
     # What was left in each round of scoring, the whole model first.
     self._rounds: list[Layers] = []
 

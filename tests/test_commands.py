@@ -71,6 +71,8 @@ def test_every_criterion_is_scored_at_once_and_set_side_by_side(here, model, cap
   grid = said(capsys, *ask, "--count", "1", "--compare")
   assert "x" in grid
   assert "cka" in grid
+  # In 80 columns, too.
+  assert grid.split("\n")[0].split() == ["layer", *(str(place + 1) for place in range(len(DEFINITIONS)))]
 
 
 def test_what_was_scored_is_not_scored_again(here, model, capsys, caplog):

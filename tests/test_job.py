@@ -5,7 +5,8 @@ import json
 import pytest
 
 from jaxchop import stages
-from jaxchop.config import DataConfig, MergingConfig, PruneConfig, Recipe, RecoverConfig
+from jaxchop.config import DataConfig, MergingConfig, MeshConfig, OptimizerConfig, PruneConfig, Recipe, RecoverConfig
+from jaxchop.errors import UsageError
 from jaxchop.job import Job
 
 
@@ -45,6 +46,23 @@ def test_a_latency_is_timed_once(recipe, monkeypatch):
   assert len(plan.drop) == 2
   monkeypatch.setattr(stages, "layer_share", lambda model: 0.5)
   assert restarted(asked) == plan
+
+
+@pytest.mark.parametrize(
+  ("recover", "said"),
+  [
+    (RecoverConfig(accumulate=3), r"accumulate is 3, which does not divide recover\.batch_size 4"),
+    (RecoverConfig(optimizer=OptimizerConfig(decay_share=2.0)), r"decay_share is 2\.0"),
+    (
+      RecoverConfig(mesh=MeshConfig(fsdp=1, tensor=4)),
+      r"mesh\.tensor is 4, which does not divide the model's key/value",
+    ),
+  ],
+)
+def test_a_recovery_that_cannot_begin_is_refused_before_anything_else(recipe, tmp_path, recover, said):
+  with pytest.raises(UsageError, match=said):
+    Job(recipe(PruneConfig(drop="1"), recover=recover))
+  assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize(("steps", "warned"), [(2, False), (20, True)])
