@@ -1,16 +1,18 @@
 """Batches of packed records: the batch of step n is a function of (seed, n) alone, on any number of processes.
 
-Shapes: B sequences of the global batch, T tokens predicted by one record, N positions.
+Shapes: R rows of the global batch, S tokens of one record, N positions.
 """
 
 import contextlib
 import dataclasses
-from collections.abc import Generator, Iterator
+import functools
+from collections.abc import Generator
 
 import grain
 import numpy as np
 from numpy.typing import NDArray
 
+from jaxchop.data.batch import Batch, batch_of
 from jaxchop.data.packed import Packed
 from jaxchop.errors import UsageError
 
@@ -64,41 +66,41 @@ def _hash(x_N: NDArray[np.uint64]) -> NDArray[np.uint64]:
 class Loader:
   """Batches of packed records by step. Its only state is the number of the next step, which the caller keeps.
 
-  `batch_size` counts the sequences of the global batch, over all processes; each process gets its own contiguous slice
-  of the rows. Raises UsageError when the processes cannot share it evenly.
+  `batch_size` counts the sequences of the global batch, over all processes; who needs which of its rows, also some of
+  them twice, is the caller's to say.
   """
 
-  def __init__(self, packed: Packed, *, batch_size: int, seed: int, process_index: int = 0, process_count: int = 1):
-    if batch_size < 1 or batch_size % process_count:
-      raise UsageError(f"batch size {batch_size}: {process_count} processes cannot share it evenly; use a multiple")
-    if not 0 <= process_index < process_count:
-      raise UsageError(f"process {process_index} is none of 0..{process_count - 1}")
+  def __init__(self, packed: Packed, *, batch_size: int, seed: int):
+    if batch_size < 1:
+      raise UsageError(f"batch size {batch_size}: a step takes at least one sequence")
     if not 0 <= seed < 1 << 63:
       raise UsageError(f"seed is {seed}; it is at least 0 and less than 2^63")
     self.packed, self.batch_size = packed, batch_size
-    share = batch_size // process_count
-    self._rows = np.arange(process_index * share, (process_index + 1) * share, dtype=np.int64)
+    # Whether batches say where documents end.
+    self.segments = False
     self._order = Order(records=packed.records, seed=seed)
     self._source = grain.sources.ArrayRecordDataSource([str(packed.path / shard.file) for shard in packed.shards])
 
-  def indices(self, step: int) -> NDArray[np.int64]:
-    """Returns which records make this process's slice of the batch of `step`, row by row."""
+  def indices(self, step: int, rows: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Returns which record each of these rows of the batch of `step` is."""
     if step < 0:
       raise UsageError(f"step is {step}; steps count from 0")
-    return self._order(step * self.batch_size + self._rows)
+    if len(rows) and not 0 <= rows.min() <= rows.max() < self.batch_size:
+      raise UsageError(f"rows {rows.min()}..{rows.max()}: the batch has rows 0..{self.batch_size - 1}")
+    return self._order(step * self.batch_size + rows)
 
-  def batch(self, step: int) -> NDArray[np.int32]:
-    """Returns ids_BT, int32 [rows of this process, seq_len + 1], of `step`."""
-    records = [self._source[index] for index in self.indices(step).tolist()]
+  def batch(self, step: int, rows: NDArray[np.int64]) -> Batch:
+    """Returns these rows of the batch of `step`."""
+    records = [self._source[index] for index in self.indices(step, rows).tolist()]
     dtype = np.dtype(self.packed.dtype).newbyteorder("<")
-    return np.stack([np.frombuffer(record, dtype) for record in records]).astype(np.int32)
+    return batch_of(np.stack([np.frombuffer(record, dtype) for record in records]).astype(np.int32))
 
-  def __iter__(self) -> Iterator[NDArray[np.int32]]:
-    return self.from_step(0)
+  def from_step(self, step: int, rows: NDArray[np.int64]) -> Generator[Batch, None, None]:
+    """Yields these rows of the batches of `step`, `step` + 1, … without end, read ahead by threads.
 
-  def from_step(self, step: int) -> Generator[NDArray[np.int32], None, None]:
-    """Yields the batches of `step`, `step` + 1, … without end, read ahead by threads; close it when done."""
-    steps = grain.MapDataset.range(step, _STEPS).map(self.batch)
+    Close it when done.
+    """
+    steps = grain.MapDataset.range(step, _STEPS).map(functools.partial(self.batch, rows=rows))
     reading = grain.ReadOptions(num_threads=_THREADS, prefetch_buffer_size=_AHEAD)
     with contextlib.closing(iter(steps.to_iter_dataset(reading))) as batches:
       yield from batches

@@ -11,15 +11,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
+from numpy.typing import NDArray
 
 from jaxchop.compiler import compiler_options
 from jaxchop.config import RecoverConfig
+from jaxchop.data.batch import Batch, batch_of
 from jaxchop.errors import Interrupted, JaxchopError, Preempted, UsageError
 from jaxchop.model.llama import Llama
 from jaxchop.parallel.mesh import make_mesh
 from jaxchop.parallel.sharding import audit, rows, spread
 from jaxchop.progress import Bar, stage
-from jaxchop.recover.objective import Batch, packed
 from jaxchop.recover.run import Run
 from jaxchop.recover.signals import Stop, stop_signals
 from jaxchop.recover.step import make_step
@@ -28,8 +29,11 @@ from jaxchop.recover.step import make_step
 class Batches(Protocol):
   """Where training records come from; the batch of a step is a function of the step alone."""
 
-  def from_step(self, step: int) -> Generator[np.ndarray, None, None]:
-    """Yields ids_BS, int32 [batch_size, seq_len + 1], of `step`, `step` + 1, …"""
+  # Whether batches say where documents end.
+  segments: bool
+
+  def from_step(self, step: int, rows: NDArray[np.int64]) -> Generator[Batch, None, None]:
+    """Yields these rows of the global batch, as numpy arrays, of `step`, `step` + 1, …"""
     ...
 
 
@@ -83,7 +87,7 @@ def recover(
     with contextlib.closing(run.curve):
       try:
         if run.step < config.steps and stop.asked is None:
-          program, compile_seconds = _compiled(config, run)
+          program, compile_seconds = _compiled(config, run, batches.segments)
           _train(run, program, batches, stop)
       except JaxchopError:
         run.finish()
@@ -96,10 +100,10 @@ def recover(
   return _result(run, compile_seconds)
 
 
-def _compiled(config: RecoverConfig, run: Run) -> tuple[Callable[..., Any], float]:
+def _compiled(config: RecoverConfig, run: Run, segments: bool) -> tuple[Callable[..., Any], float]:
   """Returns the step's program and the seconds it took to compile."""
-  size = config.batch_size, config.seq_len + 1
-  batch = _placed(packed(np.zeros(size, np.int32)), run.mesh)
+  blank = np.zeros((config.batch_size, config.seq_len + 1), np.int32)
+  batch = _placed(batch_of(blank, blank if segments else None), run.mesh)
   if run.mesh is not None:
     audit({"model": run.model, "optimizer": run.opt_state}, run.mesh)
   # The results lie where the arguments do, or a resumed run on several devices would be another program.
@@ -117,7 +121,7 @@ def _train(run: Run, program: Callable[..., Any], batches: Batches, stop: Stop) 
   config = run.config
   with (
     stage("Recovering", config.steps - run.step) as bar,
-    contextlib.closing(batches.from_step(run.step)) as records,
+    contextlib.closing(batches.from_step(run.step, np.arange(config.batch_size))) as records,
   ):
     while run.step < config.steps and stop.asked is None:
       _show(bar, run.dispatch(program, _next(records, run)))
@@ -128,18 +132,20 @@ def _train(run: Run, program: Callable[..., Any], batches: Batches, stop: Stop) 
     _show(bar, run.settle())
 
 
-def _next(records: Generator[np.ndarray, None, None], run: Run) -> Batch:
+def _next(records: Generator[Batch, None, None], run: Run) -> Batch:
   """Returns the next batch; raises JaxchopError when it is not what the settings and the model say."""
-  ids_BS, where = next(records, None), f"the batch of step {run.step + 1}"
+  batch, where = next(records, None), f"the batch of step {run.step + 1}"
   wanted, vocab = (run.config.batch_size, run.config.seq_len + 1), run.model.config.vocab_size
-  if ids_BS is None:
+  if batch is None:
     raise JaxchopError(f"the data ends before {where}; lower recover.steps or give more text")
-  if ids_BS.shape != wanted:
-    raise JaxchopError(f"{where} has shape {list(ids_BS.shape)}, not {list(wanted)}; pack the data for these settings")
+  if batch.ids.shape != wanted:
+    raise JaxchopError(
+      f"{where} has shape {list(batch.ids.shape)}, not {list(wanted)}; pack the data for these settings"
+    )
   # A gather would clamp these without a word.
-  if ids_BS.min() < 0 or ids_BS.max() >= vocab:
+  if batch.ids.min() < 0 or batch.ids.max() >= vocab:
     raise JaxchopError(f"{where} has tokens outside 0..{vocab - 1}; pack the data with this model's tokenizer")
-  return _placed(packed(ids_BS), run.mesh)
+  return _placed(batch, run.mesh)
 
 
 def _placed(batch: Batch, mesh: Mesh | None) -> Batch:

@@ -3,28 +3,11 @@
 Shapes: B batch, T sequence, S = T + 1 tokens of a packed record.
 """
 
-from typing import Any, NamedTuple
-
 import jax
-import jax.numpy as jnp
 
+from jaxchop.data.batch import Batch
 from jaxchop.model.llama import Layout, Llama, Remat, hidden
 from jaxchop.model.loss import next_token_loss
-
-
-class Batch(NamedTuple):
-  """Records of one token more than the model reads, and how much each of their predictions counts."""
-
-  # Token ids [B, S].
-  ids: Any
-  # Weights [B, T]: of predicting ids[:, t + 1] from what stands before it; 0 leaves a padding token out.
-  weight: Any
-
-
-def packed(ids_BS: Any) -> Batch:
-  """Returns the batch of records without padding: every prediction counts the same."""
-  rows, size = ids_BS.shape
-  return Batch(ids_BS, jnp.ones((rows, size - 1), jnp.float32))
 
 
 def summed_loss(

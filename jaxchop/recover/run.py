@@ -12,12 +12,12 @@ import numpy as np
 from jax.sharding import Mesh
 
 from jaxchop.config import RecoverConfig
+from jaxchop.data.batch import Batch
 from jaxchop.errors import JaxchopError, UsageError
 from jaxchop.model.llama import Llama
 from jaxchop.parallel.sharding import concrete
 from jaxchop.recover.checkpoint import Checkpoints, Restored
 from jaxchop.recover.curve import Curve
-from jaxchop.recover.objective import Batch
 from jaxchop.recover.step import Metrics, init_optimizer
 
 log = logging.getLogger("jaxchop")

@@ -9,9 +9,10 @@ import jax.numpy as jnp
 import optax
 
 from jaxchop.config import RecoverConfig
+from jaxchop.data.batch import Batch
 from jaxchop.errors import UsageError
 from jaxchop.model.llama import Llama
-from jaxchop.recover.objective import Batch, summed_loss
+from jaxchop.recover.objective import summed_loss
 from jaxchop.recover.optimizer import learning_rate, make_optimizer, updates_done
 
 Step = Callable[..., tuple[Llama, Any, "Metrics"]]
@@ -68,7 +69,7 @@ def mean_loss_and_gradient(
   Each micro-batch counts by its weights, so cutting the batch differently gives the same result. `loss_of` sums.
   """
   share_BT = batch.weight / jnp.sum(batch.weight)
-  batch = Batch(batch.ids, share_BT)
+  batch = batch._replace(weight=share_BT)
   if accumulate == 1:
     return jax.value_and_grad(loss_of)(model, batch)
   # A micro-batch takes every so many-th row, so that rows spread over devices stay where they are.

@@ -48,8 +48,8 @@ def our_side(options: argparse.Namespace) -> tuple[Step, float, Peak]:
   from flax import nnx
 
   from jaxchop.config import RecoverConfig
+  from jaxchop.data.batch import batch_of
   from jaxchop.model.llama import Llama
-  from jaxchop.recover.objective import packed
   from jaxchop.recover.step import init_optimizer, make_step
 
   config = RecoverConfig(
@@ -61,7 +61,7 @@ def our_side(options: argparse.Namespace) -> tuple[Step, float, Peak]:
   )
   model = jax.jit(lambda: Llama(SHAPE, options.layers, rngs=nnx.Rngs(0)))()
   state = [model, jax.jit(lambda m: init_optimizer(config, m))(model)]
-  batch = packed(records(options))
+  batch = batch_of(records(options))
   began = time.monotonic()
   program = jax.jit(make_step(config), donate_argnums=(0, 1)).lower(*state, batch).compile()
   compile_seconds = time.monotonic() - began

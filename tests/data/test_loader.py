@@ -80,91 +80,80 @@ def test_the_order_never_changes():
 
 
 def test_a_batch_holds_the_records_its_indices_name(packed):
-  rows = []
+  stored = []
   for shard in packed.shards:
     reader = ArrayRecordReader(str(packed.path / shard.file))
-    rows += [np.frombuffer(record, packed.dtype) for record in reader.read_all()]
+    stored += [np.frombuffer(record, packed.dtype) for record in reader.read_all()]
     reader.close()
-  loader = Loader(packed, batch_size=5, seed=3)
+  loader, rows = Loader(packed, batch_size=5, seed=3), np.arange(5)
   for step in (0, 7, 4):
-    ids_BT = loader.batch(step)
-    assert ids_BT.dtype == np.int32 and ids_BT.shape == (5, 13)
-    assert np.array_equal(ids_BT, np.array(rows)[loader.indices(step)])
+    batch = loader.batch(step, rows)
+    assert batch.ids.dtype == np.int32 and batch.ids.shape == (5, 13)
+    assert batch.weight.dtype == np.float32 and batch.weight.shape == (5, 12) and (batch.weight == 1).all()
+    assert np.array_equal(batch.ids, np.array(stored)[loader.indices(step, rows)]) and batch.segments is None
   loader.close()
 
 
 def test_batches_run_across_epochs_and_drop_nothing(packed):
   loader = Loader(packed, batch_size=4, seed=0)
-  seen = np.concatenate([loader.indices(step) for step in range(13)])
+  seen = np.concatenate([loader.indices(step, np.arange(4)) for step in range(13)])
   assert sorted(seen[:26]) == sorted(seen[26:52]) == list(range(26))
 
 
 @settings(max_examples=10, deadline=None)
 @given(st.integers(0, 30))
 def test_reading_from_any_step_gives_the_same_batches(packed, start):
-  loader = Loader(packed, batch_size=3, seed=0)
-  batches = loader.from_step(start)
+  loader, rows = Loader(packed, batch_size=3, seed=0), np.arange(3)
+  batches = loader.from_step(start, rows)
   for step in range(start, start + 12):
-    assert np.array_equal(next(batches), loader.batch(step))
+    assert np.array_equal(next(batches).ids, loader.batch(step, rows).ids)
   batches.close()
   loader.close()
 
 
-def test_iteration_starts_at_step_0(packed):
-  loader = Loader(packed, batch_size=3, seed=0)
-  assert np.array_equal(next(iter(loader)), loader.batch(0))
-
-
-@pytest.mark.parametrize("processes", [2, 3, 6])
-def test_the_slices_of_all_processes_make_up_the_batch(packed, processes):
-  whole = Loader(packed, batch_size=6, seed=0)
-  slices = [
-    Loader(packed, batch_size=6, seed=0, process_index=index, process_count=processes) for index in range(processes)
-  ]
-  for step in range(9):
-    assert np.array_equal(whole.batch(step), np.concatenate([part.batch(step) for part in slices]))
-    assert np.array_equal(whole.indices(step), np.concatenate([part.indices(step) for part in slices]))
+@given(st.lists(st.integers(0, 5), min_size=1, max_size=8), st.integers(0, 99))
+def test_any_rows_are_those_of_the_whole_batch(packed, rows, step):
+  loader = Loader(packed, batch_size=6, seed=0)
+  whole = loader.batch(step, np.arange(6))
+  assert np.array_equal(loader.batch(step, np.array(rows)).ids, whole.ids[rows])
 
 
 def test_each_record_is_read_once_over_restarts_on_other_numbers_of_processes(packed):
   seen = []
   for start, stop, processes in ((0, 3, 1), (3, 7, 2), (7, 8, 4), (8, 13, 1)):
     for step in range(start, stop):
-      for index in range(processes):
-        part = Loader(packed, batch_size=4, seed=5, process_index=index, process_count=processes)
-        seen += part.indices(step).tolist()
+      for rows in np.split(np.arange(4), processes):
+        seen += Loader(packed, batch_size=4, seed=5).indices(step, rows).tolist()
   assert sorted(seen) == sorted([*range(26), *range(26)])
 
 
 @pytest.mark.parametrize(
   ("change", "message"),
-  [
-    ({"batch_size": 0}, "batch size 0"),
-    ({"process_count": 3}, "batch size 4: 3 processes cannot share it evenly"),
-    ({"process_index": 1}, "process 1 is none of 0..0"),
-    ({"seed": -1}, "seed is -1"),
-    ({"seed": 2**63}, "seed is"),
-  ],
+  [({"batch_size": 0}, "batch size 0"), ({"seed": -1}, "seed is -1"), ({"seed": 2**63}, "seed is")],
 )
 def test_impossible_settings_are_refused(packed, change, message):
   with pytest.raises(UsageError, match=message):
     Loader(packed, **{"batch_size": 4, "seed": 0, **change})
 
 
-def test_steps_before_the_first_are_refused(packed):
-  with pytest.raises(UsageError, match="step is -1"):
-    Loader(packed, batch_size=4, seed=0).batch(-1)
+@pytest.mark.parametrize(
+  ("step", "rows", "message"), [(-1, [0], "step is -1"), (0, [3, 4], r"rows 3\.\.4: .* 0\.\.3"), (0, [-1], "rows -1")]
+)
+def test_batches_outside_the_run_are_refused(packed, step, rows, message):
+  with pytest.raises(UsageError, match=message):
+    Loader(packed, batch_size=4, seed=0).batch(step, np.array(rows))
 
 
 @pytest.mark.parametrize("ending", ["", "batches.close()", "raise SystemExit(3)"])
 def test_a_program_ends_without_noise_while_batches_are_read_ahead(packed, ending):
   program = f"""
 import warnings
+import numpy
 warnings.simplefilter("error")
 from pathlib import Path
 from jaxchop.data.loader import Loader
 from jaxchop.data.pack import open_packed
-batches = Loader(open_packed(Path({str(packed.path)!r})), batch_size=4, seed=0).from_step(2)
+batches = Loader(open_packed(Path({str(packed.path)!r})), batch_size=4, seed=0).from_step(2, numpy.arange(4))
 next(batches)
 {ending}
 """

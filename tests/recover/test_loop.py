@@ -16,13 +16,12 @@ import pytest
 import tiny_run
 from tiny_run import Records, records, settings, tiny_model
 
+from jaxchop.data.batch import Batch, batch_of
 from jaxchop.errors import Interrupted, JaxchopError, Preempted, UsageError
 from jaxchop.model.tree import flatten
-from jaxchop.recover import loop
 from jaxchop.recover.checkpoint import load_weights
 from jaxchop.recover.curve import read_curve
 from jaxchop.recover.loop import Recovered, recover
-from jaxchop.recover.objective import Batch
 
 
 def run(folder: Path, *, number: int = 0, at: int = -1, meta: Any = None, **changes: Any) -> Recovered:
@@ -154,17 +153,14 @@ def test_a_second_signal_ends_at_once(tmp_path: Path) -> None:
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_at_its_last_good_step(
-  whole: tuple[Path, Recovered], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+  whole: tuple[Path, Recovered], tmp_path: Path
 ) -> None:
   class Poisoned(Records):
-    def from_step(self, step: int) -> Generator[np.ndarray, None, None]:
-      for ids in super().from_step(step):
+    def from_step(self, step: int, rows: np.ndarray) -> Generator[Batch, None, None]:
+      for batch in super().from_step(step, rows):
         step += 1
-        poison.append(np.nan if step == 8 else 1.0)
-        yield ids
+        yield batch._replace(weight=batch.weight * np.float32(np.nan if step == 8 else 1))
 
-  poison = [1.0]
-  monkeypatch.setattr(loop, "packed", lambda ids: Batch(ids, np.full((4, 12), poison[-1], np.float32)))
   with pytest.raises(JaxchopError, match=r"step 8 has loss nan.*step 7 is saved; lower recover\.optimizer") as caught:
     recover(tiny_model(), Poisoned(), settings(), tmp_path)
   assert "\n" not in str(caught.value)
@@ -181,10 +177,10 @@ def test_a_loss_that_is_not_finite_stops_the_run_at_its_last_good_step(
 )
 def test_data_that_does_not_fit_stops_the_run_and_loses_nothing(tmp_path: Path, change: Any, message: str) -> None:
   class Bad(Records):
-    def from_step(self, step: int) -> Generator[np.ndarray, None, None]:
-      yield from (records(n) for n in range(step, 3))
+    def from_step(self, step: int, rows: np.ndarray) -> Generator[Batch, None, None]:
+      yield from (batch_of(records(n)[rows]) for n in range(step, 3))
       if change is not None:
-        yield change(np.full((4, 13), 60, np.int32))
+        yield batch_of(change(np.full((4, 13), 60, np.int32)))
 
   with pytest.raises(JaxchopError, match=message):
     recover(tiny_model(), Bad(), settings(), tmp_path)

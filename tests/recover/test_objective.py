@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 from tiny_run import records, tiny_model
 
+from jaxchop.data.batch import Batch, batch_of
 from jaxchop.model.tree import flatten
-from jaxchop.recover.objective import Batch, packed, summed_loss
+from jaxchop.recover.objective import summed_loss
 
 
 def plain(model: object, batch: Batch) -> jax.Array:
@@ -18,7 +19,7 @@ def plain(model: object, batch: Batch) -> jax.Array:
 
 
 def test_the_loss_and_its_gradient_are_those_of_the_definition() -> None:
-  model, batch = tiny_model(), packed(records(0))
+  model, batch = tiny_model(), batch_of(records(0))
   loss, grads = jax.jit(jax.value_and_grad(summed_loss))(model, batch)
   want, want_grads = jax.jit(jax.value_and_grad(plain))(model, batch)
   np.testing.assert_allclose(loss, want, rtol=1e-6)
@@ -38,7 +39,7 @@ def test_a_token_of_weight_zero_might_be_any_other() -> None:
 
 
 def test_bfloat16_compute_leaves_loss_and_gradient_in_float32_and_close() -> None:
-  model, batch = tiny_model(), packed(records(0))
+  model, batch = tiny_model(), batch_of(records(0))
   loss, grads = jax.jit(jax.value_and_grad(lambda m: summed_loss(m, batch, compute_dtype="bfloat16")))(model)
   want, want_grads = jax.jit(jax.value_and_grad(lambda m: summed_loss(m, batch)))(model)
   assert loss.dtype == jnp.float32 and {g.dtype for g in jax.tree.leaves(grads)} == {jnp.dtype("float32")}

@@ -9,9 +9,10 @@ import optax
 import pytest
 from tiny_run import records, settings, tiny_model
 
+from jaxchop.data.batch import Batch, batch_of
 from jaxchop.errors import UsageError
 from jaxchop.model.tree import flatten
-from jaxchop.recover.objective import Batch, packed, summed_loss
+from jaxchop.recover.objective import summed_loss
 from jaxchop.recover.step import init_optimizer, make_step, mean_loss_and_gradient
 
 WAYS = [
@@ -76,7 +77,7 @@ def test_micro_batches_count_by_their_tokens() -> None:
 
 @pytest.mark.parametrize("weight", [np.nan, np.inf, 0.0])
 def test_a_step_that_is_not_finite_changes_nothing(weight: float) -> None:
-  batch = packed(records(0))._replace(weight=np.full((4, 12), weight, np.float32))
+  batch = batch_of(records(0))._replace(weight=np.full((4, 12), weight, np.float32))
   model, opt_state, metrics = stepped(batch)
   assert not metrics.applied
   jax.tree.map(np.testing.assert_array_equal, model, tiny_model())
@@ -84,7 +85,7 @@ def test_a_step_that_is_not_finite_changes_nothing(weight: float) -> None:
 
 
 def test_a_step_behind_one_that_was_not_applied_changes_nothing() -> None:
-  model, _, metrics = stepped(packed(records(0)), go=False)
+  model, _, metrics = stepped(batch_of(records(0)), go=False)
   assert not metrics.applied and np.isfinite(metrics.loss)
   jax.tree.map(np.testing.assert_array_equal, model, tiny_model())
 
@@ -93,17 +94,17 @@ def test_an_infinite_gradient_of_a_finite_loss_is_noticed() -> None:
   model, config = tiny_model(), settings()
   # The root of the mean square is so small that its derivative overflows, while the norm's output does not.
   model.norm.scale.set_value(model.norm.scale[...] * 1e38)
-  _, _, metrics = jax.jit(make_step(config))(model, init_optimizer(config, model), packed(records(0)))
+  _, _, metrics = jax.jit(make_step(config))(model, init_optimizer(config, model), batch_of(records(0)))
   assert not metrics.applied
 
 
 def test_the_loss_falls_on_what_can_be_learned() -> None:
-  first, last = (stepped(packed(records(0)), steps=n)[2].loss for n in (1, 15))
+  first, last = (stepped(batch_of(records(0)), steps=n)[2].loss for n in (1, 15))
   assert last < 0.8 * first
 
 
 def test_the_learning_rate_told_is_the_one_used() -> None:
-  assert stepped(packed(records(0)), steps=3)[2].learning_rate == pytest.approx(1e-2 * 3 / 4)
+  assert stepped(batch_of(records(0)), steps=3)[2].learning_rate == pytest.approx(1e-2 * 3 / 4)
 
 
 def test_accumulation_must_divide_the_batch() -> None:

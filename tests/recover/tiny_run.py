@@ -15,6 +15,7 @@ import numpy as np
 from flax import nnx
 
 from jaxchop.config import MeshConfig, OptimizerConfig, RecoverConfig
+from jaxchop.data.batch import Batch, batch_of
 from jaxchop.errors import JaxchopError
 from jaxchop.model.config import LlamaConfig
 from jaxchop.model.llama import Llama
@@ -44,14 +45,16 @@ def records(step: int, rows: int = 4, size: int = 13) -> np.ndarray:
 class Records:
   """Batches without end, which send `number` to this process while the batch of `at` is being read."""
 
+  segments = False
+
   def __init__(self, number: int = 0, at: int = -1):
     self.number, self.at = number, at
 
-  def from_step(self, step: int) -> Generator[np.ndarray, None, None]:
+  def from_step(self, step: int, rows: np.ndarray) -> Generator[Batch, None, None]:
     while True:
       if step == self.at:
         os.kill(os.getpid(), self.number)
-      yield records(step)
+      yield batch_of(records(step)[rows])
       step += 1
 
 
