@@ -1,7 +1,8 @@
 """Checkpoints of a run: saved beside the training, proven by reading them back, restored only when their digests hold.
 
 `checkpoints/00000050/` holds `state/` (Orbax, flat dicts {dotted name: array}) and `manifest.json` (digests). A folder
-appears by rename, when it is complete and verified. Folders without such a manifest are neither read nor deleted.
+appears by rename, when it is complete and verified. Folders without such a manifest are neither read nor deleted. Where
+several processes save together, each writes and proves its share, and process 0 alone decides, names and deletes.
 """
 
 import logging
@@ -15,16 +16,14 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from orbax.checkpoint import v1 as ocp
 
 from jaxchop.errors import JaxchopError
 from jaxchop.model.tree import flatten, unflatten
-from jaxchop.recover import manifest
-from jaxchop.recover.manifest import Damaged
+from jaxchop.parallel.channel import ALONE, Channel
+from jaxchop.recover import digest, manifest, store
+from jaxchop.recover.manifest import Damaged, Leaves
 
 log = logging.getLogger("jaxchop")
-# What Orbax and TensorStore raise on damaged files.
-_UNREADABLE = (OSError, ValueError, KeyError, TypeError, RuntimeError, AssertionError)
 
 
 class Restored(NamedTuple):
@@ -37,10 +36,13 @@ class Restored(NamedTuple):
 
 
 class Checkpoints:
-  """The checkpoints in one folder, newest `keep` of them; one save at a time runs beside the training."""
+  """The checkpoints in one folder, newest `keep` of them; one save at a time runs beside the training.
 
-  def __init__(self, folder: Path, keep: int = 2):
-    self.folder, self.keep = Path(folder).absolute(), max(keep, 1)
+  All processes of `hosts` call the same methods in the same order, and see the same folder.
+  """
+
+  def __init__(self, folder: Path, keep: int = 2, hosts: Channel = ALONE):
+    self.folder, self.keep, self.hosts = Path(folder).absolute(), max(keep, 1), hosts
     self._writer = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
     self._saving: Future[None] | None = None
     self._damaged: set[int] = set()
@@ -51,12 +53,19 @@ class Checkpoints:
     Waits for the save before it, and raises the JaxchopError of one that failed.
     """
     self.wait()
-    # On a CPU these are views; an array that has one is copied, not overwritten, when it is donated.
-    items = {
-      "model": {name: np.asarray(leaf) for name, leaf in flatten(model).items()},
-      "optimizer": {name: np.asarray(leaf) for name, leaf in flatten(opt_state).items()},
-    }
-    self._saving = self._writer.submit(self._save, step, items, dict(meta))
+    items = {"model": flatten(model), "optimizer": flatten(opt_state)}
+    leaves, sums = manifest.described(items), digest.started(_joined(items), copies=False)
+    aside = self.folder / f"{step:08}.saving"
+    writing: Any = None
+    failed = ""
+    try:
+      if self.hosts.index == 0:
+        self._clear()
+        self.folder.mkdir(parents=True, exist_ok=True)
+      writing = store.write(aside / "state", items)
+    except store.UNREADABLE as error:
+      failed = store.one_line(error)
+    self._saving = self._writer.submit(self._finish, step, writing, leaves, sums, dict(meta), failed)
 
   def wait(self) -> None:
     """Returns when nothing is being saved any more; raises the JaxchopError of a save that failed."""
@@ -75,54 +84,87 @@ class Checkpoints:
     Logs what it skips and why. Raises JaxchopError when a checkpoint's names, shapes or dtypes are not those asked for.
     """
     target = {"model": flatten(model), "optimizer": flatten(opt_state)}
-    for step, path, found in self._candidates():
+    candidates = self._candidates()
+    while found := self.hosts.first("newest checkpoint", lambda: next(candidates, None)):
+      step, path = found["step"], self.folder / f"{found['step']:08}"
       _refuse_another(path, target, found["leaves"])
-      try:
-        items = _load(path, jax.tree.map(_placed, target), found["leaves"])
-      except Damaged as error:
-        self._skip(path, error)
+      items, wrong = self._read(path, target, found["leaves"])
+      if wrong:
+        self._skip(path, wrong)
         continue
       trees = unflatten(model, items["model"]), unflatten(opt_state, items["optimizer"])
       return Restored(step, *trees, found["meta"])
     return None
 
-  def _candidates(self) -> Iterator[tuple[int, Path, dict[str, Any]]]:
+  def _read(self, path: Path, target: dict[str, Any], leaves: Leaves) -> tuple[dict[str, Any], str]:
+    """Returns the arrays of a checkpoint and what is wrong with them, on which all processes agree."""
+    items: dict[str, Any] = {}
+    held, wrong = {}, ""
+    try:
+      items = store.read(path / "state", jax.tree.map(_placed, target))
+      held = digest.finished(digest.started(_joined(items), copies=True))
+    except Damaged as error:
+      wrong = str(error)
+    told = self.hosts.gather("restored", [wrong, held])
+    wrong = next((words for words, _ in told if words), "")
+    return items, wrong or _changed(leaves, digest.combined(held for _, held in told))
+
+  def _candidates(self) -> Iterator[dict[str, Any]]:
     for step, path in reversed(_steps(self.folder)):
       try:
-        yield step, path, manifest.read(path)
+        yield manifest.read(path) | {"step": step}
       except Damaged as error:
-        self._skip(path, error)
+        self._skip(path, str(error))
 
-  def _skip(self, path: Path, error: Damaged) -> None:
-    log.warning("%s is skipped: %s", path, error)
+  def _skip(self, path: Path, why: str) -> None:
+    if self.hosts.index == 0:
+      log.warning("%s is skipped: %s", path, why)
     self._damaged.add(int(path.name))
 
-  def _save(self, step: int, items: dict[str, dict[str, np.ndarray]], meta: dict[str, Any]) -> None:
+  def _finish(self, step: int, writing: Any, leaves: Any, sums: Any, meta: dict[str, Any], failed: str) -> None:
+    """Waits for what `save` began, proves it and puts it in its place; runs beside the training."""
     aside, path = self.folder / f"{step:08}.saving", self.folder / f"{step:08}"
     try:
-      self._clear()
-      leaves = manifest.describe(items)
-      aside.mkdir(parents=True)
-      with _orbax():
-        ocp.save_checkpointables(str(aside / "state"), items)
-      items.clear()
-      _load(aside, {i: {n: _blank(leaf) for n, leaf in flat.items()} for i, flat in leaves.items()}, leaves)
-      manifest.write(aside, step=step, meta=meta, leaves=leaves)
-      self._commit(aside, path)
-    except (*_UNREADABLE, Damaged) as error:
-      shutil.rmtree(aside, ignore_errors=True)
-      raise JaxchopError(f"{path}: cannot be saved ({_one_line(error)}); {_room(self.folder)}") from error
+      if not failed:
+        writing.result()
+      self._agree("written", failed)
+      held = self.hosts.gather("digests", digest.finished(sums))
+      _take(leaves, digest.combined(held))
+      self._agree("read back", self._read_back(aside, leaves))
+      self.hosts.first("committed", lambda: self._commit(aside, path, step, meta, leaves))
+    except (*store.UNREADABLE, Damaged) as error:
+      if self.hosts.index == 0:
+        shutil.rmtree(aside, ignore_errors=True)
+      raise JaxchopError(f"{path}: cannot be saved ({store.one_line(error)}); {_room(self.folder)}") from error
 
-  def _commit(self, aside: Path, path: Path) -> None:
+  def _agree(self, what: str, wrong: str) -> None:
+    """Raises Damaged in every process where one of them says what is wrong."""
+    if said := next(filter(None, self.hosts.gather(what, wrong)), ""):
+      raise Damaged(said)
+
+  def _read_back(self, aside: Path, leaves: Leaves) -> str:
+    """Returns what is wrong with this process's share of what was written."""
+    wrong = ""
+    for wanted in store.groups(leaves, self.hosts.index, self.hosts.count):
+      try:
+        found = store.read(aside / "state", store.blank(leaves, wanted))
+        mine = {i: {name: flat[name] for name in wanted[i]} for i, flat in found.items()}
+        held = digest.combined([digest.finished(digest.started(_joined(mine), copies=False))])
+        wrong = wrong or _changed({i: {n: leaves[i][n] for n in wanted[i]} for i in wanted}, held)
+      except Damaged as error:
+        wrong = str(error)
+    return wrong
+
+  def _commit(self, aside: Path, path: Path, step: int, meta: Mapping[str, Any], leaves: Leaves) -> None:
+    manifest.write(aside, step=step, meta=meta, leaves=leaves)
     if path.exists():
       # Only a checkpoint that restoring has skipped can stand here; it stays, for whoever wants to look into it.
       damaged = path.with_suffix(".damaged")
       shutil.rmtree(damaged, ignore_errors=True)
       path.rename(damaged)
-      self._damaged.discard(int(path.name))
+      self._damaged.discard(step)
     aside.rename(path)
     _sync(self.folder)
-    step = int(path.name)
     good = [(s, p) for s, p in _steps(self.folder) if s <= step and s not in self._damaged and _ours(p)]
     for _, old in good[: -self.keep]:
       leaving = old.with_suffix(".deleting")
@@ -142,17 +184,37 @@ def load_weights(folder: Path, step: int | None = None) -> tuple[dict[str, np.nd
   Raises JaxchopError when no checkpoint, or not the one asked for, is there and whole.
   """
   checkpoints = Checkpoints(folder)
-  for found_step, path, found in checkpoints._candidates():
-    if step in (None, found_step):
-      leaves = found["leaves"]["model"]
-      try:
-        items = _load(path, {"model": {n: _blank(leaf) for n, leaf in leaves.items()}}, found["leaves"])
-      except Damaged as error:
-        checkpoints._skip(path, error)
+  for found in checkpoints._candidates():
+    if step in (None, found["step"]):
+      path, leaves = checkpoints.folder / f"{found['step']:08}", {"model": found["leaves"]["model"]}
+      items, wrong = checkpoints._read(path, store.blank(leaves, {"model": set(leaves["model"])}), leaves)
+      if wrong:
+        checkpoints._skip(path, wrong)
         continue
       return dict(items["model"]), found["meta"]
   wanted = "checkpoint" if step is None else f"checkpoint of step {step}"
   raise JaxchopError(f"{folder}: no whole {wanted} is here; run the recovery again")
+
+
+def _joined(items: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+  """Returns all arrays under one name each, as errors call them."""
+  return {f"{item} {name}": leaf for item, flat in items.items() for name, leaf in flat.items()}
+
+
+def _take(leaves: dict[str, dict[str, dict[str, Any]]], found: Mapping[str, Mapping[str, str]]) -> None:
+  """Puts the digests into the description; raises Damaged on a value that is not finite."""
+  for name, leaf in _joined(leaves).items():
+    (leaf["digest"],) = found[name].values()
+    if not leaf["digest"]:
+      raise Damaged(f"{name} holds a value that is not finite")
+
+
+def _changed(leaves: Leaves, found: Mapping[str, Mapping[str, str]]) -> str:
+  """Returns in words which array, or which copy of it, is not what the manifest says."""
+  for name, leaf in _joined(leaves).items():
+    if name in found and set(found[name].values()) != {leaf["digest"]}:
+      return f"{name} has changed since it was written"
+  return ""
 
 
 def _steps(folder: Path) -> list[tuple[int, Path]]:
@@ -170,33 +232,14 @@ def _ours(path: Path) -> bool:
   return True
 
 
-def _orbax() -> Any:
-  """Returns how to save and load: without compression, which takes most of the time and shrinks weights by a tenth."""
-  context = ocp.Context()
-  context.array.saving.use_compression = False
-  return context
-
-
-def _load(path: Path, target: Mapping[str, Any], leaves: Mapping[str, Any]) -> dict[str, Any]:
-  try:
-    with _orbax():
-      items = ocp.load_checkpointables(str(path / "state"), dict(target))
-  except _UNREADABLE as error:
-    raise Damaged(f"it cannot be read: {_one_line(error)}") from error
-  manifest.verify(items, leaves)
-  return items
-
-
-def _placed(leaf: Any) -> jax.ShapeDtypeStruct:
+def _placed(leaf: Any) -> Any:
+  if isinstance(leaf, np.ndarray):
+    return leaf
   sharding = getattr(leaf, "sharding", None) or jax.sharding.SingleDeviceSharding(jax.devices()[0])
   return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
 
 
-def _blank(leaf: Mapping[str, Any]) -> np.ndarray:
-  return np.empty(leaf["shape"], leaf["dtype"])
-
-
-def _refuse_another(path: Path, target: Mapping[str, Any], leaves: Mapping[str, Any]) -> None:
+def _refuse_another(path: Path, target: Mapping[str, Any], leaves: Leaves) -> None:
   """Orbax casts silently to the dtype asked for, and speaks of trees where a person asks about layers."""
   for item, flat in target.items():
     there = {name: (leaf["dtype"], tuple(leaf["shape"])) for name, leaf in leaves[item].items()}
@@ -216,10 +259,6 @@ def _words(leaf: tuple[str, tuple[int, ...]] | None) -> str:
 def _room(folder: Path) -> str:
   existing = next(p for p in (folder, *folder.parents) if p.exists())
   return f"{shutil.disk_usage(existing).free / 1e9:.1f} GB are free there; older checkpoints are untouched"
-
-
-def _one_line(error: BaseException) -> str:
-  return " ".join(str(error).split())[:200] or type(error).__name__
 
 
 def _sync(folder: Path) -> None:
