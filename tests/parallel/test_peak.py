@@ -33,4 +33,6 @@ def test_a_known_device_has_its_makers_figure(kind: str, dtype: str, figure: flo
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_a_cpu_is_measured_and_its_devices_share_the_cores(dtype: str) -> None:
   one, four = peak(jax.devices()[:1], dtype), peak(jax.devices()[:4], dtype)
+  with jax.set_mesh(jax.make_mesh((4,), ("data",))):
+    assert peak(jax.devices()[:4], dtype) == four
   assert one == four and one.flops_per_second > 1e8 and one.words.startswith("a measured ")
