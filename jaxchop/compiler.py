@@ -34,6 +34,13 @@ def compiler_options(*, exact: bool = True) -> dict[str, str]:
   return {name: value for name, value in wanted.items() if _known({name: value})}
 
 
+def product_library(*, exact: bool = True) -> str:
+  """Returns whose matrix products programs with these options use on this process's devices, in a few words."""
+  if jax.default_backend() != "cpu":
+    return f"XLA for {jax.default_backend().upper()}"
+  return "XLA's more exact library" if exact and _known(_EXACT) else "XLA's default library"
+
+
 def _known(option: dict[str, str]) -> bool:
   try:
     jax.jit(lambda: 0, compiler_options=option)()

@@ -26,6 +26,7 @@ Criterion = Literal[
 ]
 Merging = Literal["laco", "slm", "mka", "streamline", "linear_map"]
 Bos = Literal["none", "first", "every"]
+Tracker = Literal["tensorboard", "wandb", "trackio"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -223,6 +224,14 @@ class RecoverConfig:
   """Steps between two checkpoints."""
   keep_checkpoints: int = 2
   """Checkpoints kept."""
+  skip_nonfinite: int = 0
+  """Steps in a row that are skipped when loss or gradient is not finite; one more stops the run before its update."""
+  spike: Literal["warn", "skip"] = "warn"
+  """A loss above mean + 6 standard deviations of the 128 steps before is told of, or its update is skipped too."""
+  track: tuple[Tracker, ...] = ()
+  """Who else shows the curve of metrics.jsonl, as [tensorboard,wandb]; needs pip install 'jaxchop[track]'."""
+  profile_steps: int = 0
+  """Steps that JAX's profiler records into the run folder's `profile`, after three to warm up."""
   seed: int = 0
   """Decides the order of the training records."""
   mesh: MeshConfig = field(default_factory=MeshConfig)

@@ -15,6 +15,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 import jax
+
 # No public function says how many processes a cluster has without joining them.
 from jax._src import clusters
 

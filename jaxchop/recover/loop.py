@@ -3,7 +3,9 @@
 import contextlib
 import dataclasses
 import json
+import logging
 from collections.abc import Callable, Generator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -21,9 +23,16 @@ from jaxchop.model.llama import Llama
 from jaxchop.parallel.mesh import make_mesh
 from jaxchop.parallel.sharding import audit, rows, spread
 from jaxchop.progress import Bar, stage
+from jaxchop.recover.goodput import goodput
+from jaxchop.recover.journal import read_journal
+from jaxchop.recover.outlook import in_words, outlook
+from jaxchop.recover.profile import Profile
 from jaxchop.recover.run import Run
 from jaxchop.recover.signals import Stop, stop_signals
 from jaxchop.recover.step import make_step
+from jaxchop.recover.trackers import Trackers, require
+
+log = logging.getLogger("jaxchop")
 
 
 class Batches(Protocol):
@@ -52,6 +61,12 @@ class Recovered:
   # Mean loss of the first and of the last step's batch, in nats a token; None without a step.
   first_loss: float | None
   last_loss: float | None
+  # Steps that changed nothing, and steps whose loss was far above those before them.
+  skipped: int = 0
+  spikes: int = 0
+  # See goodput.py and outlook.py; None without a step.
+  goodput: Mapping[str, Any] | None = None
+  plan: Mapping[str, Any] | None = None
 
 
 def untrained(model: Llama) -> Recovered:
@@ -79,6 +94,7 @@ def recover(
   """
   if config.steps < 1:
     raise UsageError(f"recover.steps is {config.steps}; it takes at least one step to recover a model")
+  require(config.track)
   identity = json.loads(json.dumps({**(meta or {}), "config": dataclasses.asdict(config)}))
   compile_seconds = 0.0
   mesh = make_mesh(config.mesh, model.config, config.batch_size // config.accumulate)
@@ -93,6 +109,7 @@ def recover(
         run.finish()
         raise
       run.finish()
+      run.journal.note("end", step=run.step)
     if stop.asked is not None:
       kind = Preempted if stop.asked.name == "SIGTERM" else Interrupted
       where = f"step {run.step} of {config.steps}, saved in {run.checkpoints.folder}"
@@ -111,25 +128,41 @@ def _compiled(config: RecoverConfig, run: Run, segments: bool) -> tuple[Callable
   with stage("Compiling the training step", 1, "programs") as bar:
     options = compiler_options(exact=False)
     step = jax.jit(make_step(config), donate_argnums=(0, 1), out_shardings=(*places, None), compiler_options=options)
-    program = step.lower(run.model, run.opt_state, batch, jnp.asarray(True)).compile()
+    scalars = jnp.asarray(0, jnp.int32), jnp.asarray(jnp.inf, jnp.float32)
+    program = step.lower(run.model, run.opt_state, batch, *scalars).compile()
     bar.advance()
+  run.journal.note("compile", seconds=bar.seconds)
+  known = outlook(config, run.model, run.opt_state, run.mesh, run.step, program)
+  for line in in_words(known):
+    log.info("%s", line)
+  run.journal.note("plan", plan=known)
+  run.least_seconds = known["flops_per_step"] / known["peak_flops_per_second"]
   return program, bar.seconds
 
 
 def _train(run: Run, program: Callable[..., Any], batches: Batches, stop: Stop) -> None:
   """Runs the steps that are left, or fewer when a signal asks to stop; the last one is settled, not saved."""
-  config = run.config
+  config, folder, left = run.config, run.curve.path.parent, run.config.steps - run.step
+  track = config.track if jax.process_index() == 0 else ()
+  settings = dataclasses.asdict(config)
   with (
-    stage("Recovering", config.steps - run.step) as bar,
+    Trackers(track, folder, step=run.step, told=run.told, config=settings) as trackers,
+    Profile(config.profile_steps, folder / "profile", left) as profile,
+    stage("Recovering", left) as bar,
     contextlib.closing(batches.from_step(run.step, np.arange(config.batch_size))) as records,
   ):
+    run.listeners += [partial(_show, bar), trackers.log]
+    run.journal.note("train")
     while run.step < config.steps and stop.asked is None:
-      _show(bar, run.dispatch(program, _next(records, run)))
+      with profile.step(run.step + 1, run.settle):
+        run.clock.ask()
+        run.dispatch(program, _next(records, run))
       run.checkpoints.poll()
       if run.step % config.checkpoint_every == 0:
-        _show(bar, run.settle())
+        run.settle()
         run.save()
-    _show(bar, run.settle())
+    run.settle()
+    run.listeners.clear()
 
 
 def _next(records: Generator[Batch, None, None], run: Run) -> Batch:
@@ -153,14 +186,19 @@ def _placed(batch: Batch, mesh: Mesh | None) -> Batch:
   return batch if mesh is None else jax.device_put(batch, rows(mesh))
 
 
-def _show(bar: Bar, line: Mapping[str, Any] | None) -> None:
-  if line is not None:
-    bar.advance(1, f"loss {line['loss']:.3f}, {line['tokens_per_second']:.0f} tokens/s")
+def _show(bar: Bar, line: Mapping[str, Any]) -> None:
+  loss = "not finite" if line["loss"] is None else f"{line['loss']:.3f}"
+  waited = line["data_wait"] / (line["data_wait"] + line["seconds"])
+  speed = f"{line['tokens_per_second']:.0f} tokens/s, MFU {100 * line['mfu']:.0f} %, data wait {100 * waited:.0f} %"
+  bar.advance(1, f"loss {loss}, {speed}")
 
 
 def _result(run: Run, compile_seconds: float) -> Recovered:
   steps = run.curve.steps
   seconds = sum(line["seconds"] for line in steps)
+  losses = [line["loss"] for line in steps if line["loss"] is not None]
+  events = read_journal(run.journal.path)
+  plans = [event["plan"] for event in events if event["event"] == "plan"]
   return Recovered(
     model=run.model,
     steps=run.step,
@@ -168,6 +206,10 @@ def _result(run: Run, compile_seconds: float) -> Recovered:
     seconds=seconds,
     compile_seconds=compile_seconds,
     tokens_per_second=run.tokens / seconds,
-    first_loss=steps[0]["loss"],
-    last_loss=steps[-1]["loss"],
+    first_loss=losses[0] if losses else None,
+    last_loss=losses[-1] if losses else None,
+    skipped=sum(line.get("skipped", False) for line in steps),
+    spikes=sum(line.get("spike", False) for line in steps),
+    goodput=goodput(events, steps),
+    plan=plans[-1] if plans else None,
   )

@@ -1,6 +1,7 @@
 """What a recovery carries from step to step, and where it begins: at its newest checkpoint or with the given model."""
 
 import logging
+import math
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -17,12 +18,16 @@ from jaxchop.errors import JaxchopError, UsageError
 from jaxchop.model.llama import Llama
 from jaxchop.parallel.sharding import concrete
 from jaxchop.recover.checkpoint import Checkpoints, Restored
-from jaxchop.recover.curve import Curve
+from jaxchop.recover.clock import Clock
+from jaxchop.recover.curve import Curve, read_curve
+from jaxchop.recover.journal import Journal
 from jaxchop.recover.step import Metrics, init_optimizer
+from jaxchop.recover.watch import Watch
 
 log = logging.getLogger("jaxchop")
 # Settings that change how a step is computed or kept, not which step it is: a run may go on with others.
 _FREE = {"accumulate", "layout", "remat", "mesh", "checkpoint_every", "keep_checkpoints"}
+_FREE |= {"skip_nonfinite", "spike", "track", "profile_steps"}
 
 
 class Run:
@@ -34,56 +39,76 @@ class Run:
     """With a mesh, the model is spread over it already and the mesh is set (`jax.set_mesh`)."""
     self.config, self.identity, self.mesh = config, identity, mesh
     self.checkpoints = Checkpoints(folder / "checkpoints", config.keep_checkpoints)
+    since, start = time.time(), time.monotonic()
     begun = _begin(self.checkpoints, model, config, identity, mesh)
     self.step, self.model, self.opt_state = begun.step, begun.model, begun.opt_state
+    self.journal, self.clock = Journal(folder / "journal.jsonl"), Clock()
+    curve = read_curve(folder / "metrics.jsonl")
+    # The last step that any process has told of; the steps up to there are told a second time, by other numbers never.
+    self.told = curve[-1]["step"] if curve else 0
+    if self.step < config.steps:
+      self.journal.begin(since, self.step, time.monotonic() - start if begun.meta else None, curve)
     self.curve = Curve(folder / "metrics.jsonl", self.step)
+    # Called with every line of the curve.
+    self.listeners: list[Callable[[Mapping[str, Any]], None]] = []
+    # Model FLOPs a step over the peak of all devices together: the seconds that a step takes at least.
+    self.least_seconds = math.nan
     self._saved = begun.step if begun.meta else None
-    self._go: Any = jnp.asarray(True)
-    self._running: tuple[Metrics, float] | None = None
-    self._ready = 0.0
+    self._watch = Watch(config, begun.meta.get("watch"))
+    self._skipped: Any = jnp.asarray(self._watch.skipped, jnp.int32)
+    self._running: Metrics | None = None
+    self._save_seconds = 0.0
 
   @property
   def tokens(self) -> int:
     return self.step * self.config.batch_size * self.config.seq_len
 
-  def dispatch(self, program: Callable[..., Any], batch: Batch) -> dict[str, Any] | None:
-    """Queues the next step, then returns the curve's line of the one before, so that the device never waits."""
-    began = time.monotonic()
-    self.model, self.opt_state, metrics = program(self.model, self.opt_state, batch, self._go)
-    line = self.settle()
-    self._go, self._running, self.step = metrics.applied, (metrics, began), self.step + 1
-    return line
+  def dispatch(self, program: Callable[..., Any], batch: Batch) -> None:
+    """Queues the next step, then settles the one before, so that the device never waits."""
+    self.clock.arrive()
+    limit = jnp.asarray(self._watch.allowed(self.step + 1), jnp.float32)
+    self.model, self.opt_state, metrics = program(self.model, self.opt_state, batch, self._skipped, limit)
+    self.clock.queue(metrics.loss)
+    self.settle()
+    self._skipped, self._running, self.step = metrics.skipped, metrics, self.step + 1
 
-  def settle(self) -> dict[str, Any] | None:
-    """Waits for the running step and returns its line of the curve; raises JaxchopError when it was not applied.
+  def settle(self) -> None:
+    """Waits for the running step and tells its line of the curve; raises JaxchopError when it stops the run.
 
-    A step that was not applied has changed nothing, and neither has one queued behind it.
+    A step that was not applied has changed nothing, and neither has one queued behind the one that stops the run.
     """
     if self._running is None:
-      return None
-    (metrics, began), self._running = self._running, None
-    loss, norm, rate, applied = (np.asarray(value).item() for value in metrics)
-    now = time.monotonic()
-    seconds, self._ready = now - max(began, self._ready), now
-    if not applied:
+      return
+    metrics, self._running = self._running, None
+    loss, norm, rate, applied, skipped = (np.asarray(value).item() for value in metrics)
+    took = self.clock.settle()
+    if skipped > self.config.skip_nonfinite:
       self.step -= 1
       raise JaxchopError(
         f"{self.curve.path.parent}: step {self.step + 1} has loss {loss} and gradient norm {norm}; step {self.step} "
-        "is saved; lower recover.optimizer.learning_rate or look into the data"
+        "is saved; lower recover.optimizer.learning_rate, look into the data, or let recover.skip_nonfinite skip more"
       )
-    line = {"step": self.step, "loss": loss, "loss_hex": loss.hex(), "grad_norm": norm, "learning_rate": rate}
-    line |= {"tokens": self.tokens, "seconds": seconds}
-    line |= {"tokens_per_second": self.config.batch_size * self.config.seq_len / seconds}
-    self.curve.append(line)
-    return line
+    marks = self._watch.note(self.step, loss, applied=applied, skipped=skipped)
+    # JSON has no number for what is not finite.
+    line = {"step": self.step, "loss": _finite(loss), "loss_hex": loss.hex(), "grad_norm": _finite(norm)}
+    line |= {"learning_rate": rate, "tokens": self.tokens, "seconds": took.seconds}
+    line |= {"tokens_per_second": self.config.batch_size * self.config.seq_len / took.seconds}
+    line |= {"mfu": _finite(self.least_seconds / took.seconds), "data_wait": took.data_wait, "time": time.time()}
+    if self._save_seconds:
+      line["save_seconds"], self._save_seconds = self._save_seconds, 0.0
+    self.curve.append(line | marks)
+    for tell in self.listeners:
+      tell(line | marks)
 
   def save(self) -> None:
     """Starts to save the settled state, unless it is saved already."""
     if self.step != self._saved:
-      self.curve.sync()
-      meta = {**self.identity, "step": self.step, "tokens": self.tokens}
-      self.checkpoints.save(self.step, self.model, self.opt_state, meta)
-      self._saved = self.step
+      start = time.monotonic()
+      with self.journal.timed("save", step=self.step):
+        self.curve.sync()
+        meta = {**self.identity, "step": self.step, "tokens": self.tokens, "watch": self._watch.state()}
+        self.checkpoints.save(self.step, self.model, self.opt_state, meta)
+      self._saved, self._save_seconds = self.step, time.monotonic() - start
 
   def finish(self) -> None:
     """Settles, saves and waits until all of it is on disk."""
@@ -91,7 +116,12 @@ class Run:
       self.settle()
     finally:
       self.save()
-      self.checkpoints.wait()
+      with self.journal.timed("save", step=self.step):
+        self.checkpoints.wait()
+
+
+def _finite(value: float) -> float | None:
+  return value if math.isfinite(value) else None
 
 
 def _begin(
@@ -123,4 +153,4 @@ def _begin(
 def _what(identity: Mapping[str, Any]) -> dict[str, Any]:
   """Returns what must be the same for two runs to be one."""
   config = {f"recover.{name}": value for name, value in identity["config"].items() if name not in _FREE}
-  return config | {name: value for name, value in identity.items() if name not in ("config", "step", "tokens")}
+  return config | {name: value for name, value in identity.items() if name not in ("config", "step", "tokens", "watch")}

@@ -26,8 +26,10 @@ class Metrics(NamedTuple):
   # Global norm of the mean loss's gradient before clipping.
   grad_norm: jax.Array
   learning_rate: Any
-  # False when the step changed nothing, because the loss or the gradient was not finite or `go` was false.
+  # False when the step changed nothing: it was not finite, its loss above the limit, or too many before were skipped.
   applied: jax.Array
+  # Steps in a row, this one among them, that changed nothing because their loss or gradient was not finite.
+  skipped: jax.Array
 
 
 def init_optimizer(config: RecoverConfig, model: Any) -> Any:
@@ -36,10 +38,11 @@ def init_optimizer(config: RecoverConfig, model: Any) -> Any:
 
 
 def make_step(config: RecoverConfig) -> Step:
-  """Returns step(model, opt_state, batch, go=True), to be jitted by the caller with the first two arguments donated.
+  """Returns step(model, opt_state, batch, skipped=0, limit=inf), to be jitted with the first two arguments donated.
 
-  A step whose loss or gradient is not finite returns model and opt_state unchanged. `go` false does the same: passing
-  the `applied` of the step before lets steps be queued behind one whose metrics nobody has read yet.
+  A step whose loss or gradient is not finite, or whose loss is above `limit`, returns model and opt_state unchanged. So
+  does every step behind more than `config.skip_nonfinite` in a row that were not finite: passing the `skipped` of the
+  step before lets steps be queued behind one whose metrics nobody has read yet.
   """
   if config.batch_size % config.accumulate:
     raise UsageError(
@@ -49,13 +52,17 @@ def make_step(config: RecoverConfig) -> Step:
   rate = learning_rate(config.optimizer, config.steps)
   loss_of = partial(summed_loss, compute_dtype=config.compute_dtype, layout=config.layout, remat=config.remat)
 
-  def step(model: Any, opt_state: Any, batch: Batch, go: Any = True) -> tuple[Llama, Any, Metrics]:
+  def step(
+    model: Any, opt_state: Any, batch: Batch, skipped: Any = 0, limit: Any = jnp.inf
+  ) -> tuple[Llama, Any, Metrics]:
     loss, grads = mean_loss_and_gradient(loss_of, model, batch, config.accumulate)
     norm = optax.tree.norm(grads)
-    applied = jnp.isfinite(loss) & jnp.isfinite(norm) & go
+    sound, go = jnp.isfinite(loss) & jnp.isfinite(norm), jnp.asarray(skipped) <= config.skip_nonfinite
+    applied = sound & go & (loss <= limit)
     updates, new_state = optimizer.update(grads, opt_state, model)
     new = jax.tree.map(jnp.add, model, updates), new_state
-    metrics = Metrics(loss, norm, rate(updates_done(opt_state)), applied)
+    in_a_row = jnp.where(go, jnp.where(sound, 0, skipped + 1), skipped)
+    metrics = Metrics(loss, norm, rate(updates_done(opt_state)), applied, in_a_row)
     return *jax.tree.map(partial(jnp.where, applied), new, (model, opt_state)), metrics
 
   return step

@@ -31,11 +31,13 @@ def uneven() -> Batch:
   return Batch(ids, (np.arange(12) < np.array([[12], [7], [1], [5]])).astype(np.float32))
 
 
-def stepped(batch: Batch, *, go: bool = True, steps: int = 1, layers: int = 3, **changes: object):
+def stepped(
+  batch: Batch, *, skipped: int = 0, limit: float = np.inf, steps: int = 1, layers: int = 3, **changes: object
+):
   config, model = settings(**changes), tiny_model(layers)
   opt_state, step = init_optimizer(config, model), jax.jit(make_step(config))
   for _ in range(steps):
-    model, opt_state, metrics = step(model, opt_state, batch, go)
+    model, opt_state, metrics = step(model, opt_state, batch, skipped, limit)
   return model, opt_state, metrics
 
 
@@ -84,10 +86,27 @@ def test_a_step_that_is_not_finite_changes_nothing(weight: float) -> None:
   jax.tree.map(np.testing.assert_array_equal, opt_state, init_optimizer(settings(), tiny_model()))
 
 
-def test_a_step_behind_one_that_was_not_applied_changes_nothing() -> None:
-  model, _, metrics = stepped(batch_of(records(0)), go=False)
-  assert not metrics.applied and np.isfinite(metrics.loss)
+def test_a_step_behind_one_that_stops_the_run_changes_nothing() -> None:
+  model, _, metrics = stepped(batch_of(records(0)), skipped=1)
+  assert not metrics.applied and metrics.skipped == 1 and np.isfinite(metrics.loss)
   jax.tree.map(np.testing.assert_array_equal, model, tiny_model())
+
+
+def test_a_step_behind_as_many_skipped_ones_as_are_allowed_is_done() -> None:
+  _, _, metrics = stepped(batch_of(records(0)), skipped=2, skip_nonfinite=2)
+  assert metrics.applied and metrics.skipped == 0
+  bad = batch_of(records(0))._replace(weight=np.full((4, 12), np.nan, np.float32))
+  _, _, metrics = stepped(bad, skipped=1, skip_nonfinite=2)
+  assert not metrics.applied and metrics.skipped == 2
+
+
+def test_a_step_whose_loss_is_above_the_limit_changes_nothing() -> None:
+  loss = stepped(batch_of(records(0)))[2].loss
+  assert stepped(batch_of(records(0)), limit=loss)[2].applied
+  model, opt_state, metrics = stepped(batch_of(records(0)), limit=np.nextafter(loss, 0))
+  assert not metrics.applied and metrics.skipped == 0
+  jax.tree.map(np.testing.assert_array_equal, model, tiny_model())
+  jax.tree.map(np.testing.assert_array_equal, opt_state, init_optimizer(settings(), tiny_model()))
 
 
 def test_an_infinite_gradient_of_a_finite_loss_is_noticed() -> None:
