@@ -197,6 +197,8 @@ class MeshConfig:
   """Copies of the model, each with rows of the batch of its own."""
   fsdp: int = -1
   """Parts that weights and optimizer are cut into; each has rows of its own too."""
+  context: int = 1
+  """Parts that long sequences are cut into; weights and optimizer are cut over these devices too."""
   tensor: int = 1
   """Parts that heads, MLP columns and vocabulary are cut into."""
 

@@ -51,7 +51,7 @@ class Job:
       # Refused now, not when an hour of scoring and measuring is over.
       make_step(recipe.recover)
       rows = recipe.recover.batch_size // recipe.recover.accumulate
-      make_mesh(recipe.recover.mesh, self.subject.checkpoint.architecture, rows)
+      make_mesh(recipe.recover.mesh, self.subject.checkpoint.architecture, rows, recipe.recover.seq_len)
     # What was left in each round of scoring, the whole model first.
     self._rounds: list[Layers] = []
 

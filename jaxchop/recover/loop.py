@@ -81,7 +81,7 @@ def recover(
     raise UsageError(f"recover.steps is {config.steps}; it takes at least one step to recover a model")
   identity = json.loads(json.dumps({**(meta or {}), "config": dataclasses.asdict(config)}))
   compile_seconds = 0.0
-  mesh = make_mesh(config.mesh, model.config, config.batch_size // config.accumulate)
+  mesh = make_mesh(config.mesh, model.config, config.batch_size // config.accumulate, config.seq_len)
   with stop_signals() as stop, jax.set_mesh(mesh) if mesh is not None else contextlib.nullcontext():
     run = Run(spread(model, mesh) if mesh is not None else model, config, Path(folder), identity, mesh)
     with contextlib.closing(run.curve):

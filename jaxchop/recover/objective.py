@@ -8,6 +8,7 @@ import jax
 from jaxchop.data.batch import Batch
 from jaxchop.model.llama import Layout, Llama, Remat, hidden
 from jaxchop.model.loss import next_token_loss
+from jaxchop.parallel.sharding import in_stripes
 
 
 def summed_loss(
@@ -20,8 +21,9 @@ def summed_loss(
   model = jax.tree.map(lambda p: p.astype(compute_dtype), model)
   if layout == "unrolled":
     model = jax.tree.map(_settled, model)
-  x_BTD = model.norm(hidden(model, batch.ids[:, :-1], layout=layout, remat=remat))
-  return next_token_loss(x_BTD, model.head_DV(), batch.ids[:, 1:], batch.weight)
+  ids_BT, target_BT, weight_BT = map(in_stripes, (batch.ids[:, :-1], batch.ids[:, 1:], batch.weight))
+  x_BTD = model.norm(hidden(model, ids_BT, layout=layout, remat=remat))
+  return next_token_loss(x_BTD, model.head_DV(), target_BT, weight_BT)
 
 
 @jax.custom_vjp

@@ -4,7 +4,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import AxisType, NamedSharding
+from jax.sharding import PartitionSpec as P
 
+from jaxchop.compiler import Program
 from jaxchop.model.loss import next_token_loss, token_nll
 
 B, T, D, V = 2, 7, 16, 50
@@ -29,6 +32,29 @@ def test_every_chunk_size_gives_the_plain_values_and_gradients(chunk):
 
   found, expected = (jax.value_and_grad(f, (0, 1))(X_BTD, HEAD_DV) for f in (chunked, plain_loss))
   jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5), found, expected)
+
+
+@pytest.mark.parametrize("chunk", [2, 512])
+def test_rows_positions_and_vocabulary_spread_over_devices_give_the_plain_values_and_gradients(chunk):
+  length, keys = 6, jax.random.split(jax.random.key(5), 4)
+  x_BTD, head_DV = jax.random.normal(keys[0], (B, length, D)), jax.random.normal(keys[1], (D, V))
+  target_BT = jax.random.randint(keys[2], (B, length), 0, V)
+  weight_BT = jax.random.uniform(keys[3], (B, length))
+
+  def plain(x_BTD, head_DV):
+    return jnp.sum(weight_BT * plain_nll(x_BTD, head_DV, target_BT))
+
+  for shape in ((2, 2, 1), (1, 2, 2)):
+    mesh = jax.make_mesh(shape, ("fsdp", "context", "tensor"), axis_types=(AxisType.Explicit,) * 3)
+    rows, columns = P("fsdp" if shape[0] > 1 else None, "context"), P("context", "tensor" if shape[2] > 1 else None)
+    put = lambda a, spec: jax.device_put(a, NamedSharding(mesh, spec))  # noqa: B023, E731
+    with jax.set_mesh(mesh):
+      x, head, target, weight = put(x_BTD, rows), put(head_DV, columns), put(target_BT, rows), put(weight_BT, rows)
+      loss = Program(jax.value_and_grad(lambda *a: next_token_loss(*a, chunk=chunk), (0, 1)))
+      found, nll_BT = loss(x, head, target, weight), Program(token_nll)(x, head, target)
+    expected = jax.value_and_grad(plain, (0, 1))(x_BTD, head_DV)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5), found, expected)
+    np.testing.assert_allclose(nll_BT, plain_nll(x_BTD, head_DV, target_BT), rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("vocabulary", [50, 3 * 4096, 4 * 1187, 4099], ids=["one chunk", "even", "odd", "prime"])
