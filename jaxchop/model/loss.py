@@ -37,22 +37,34 @@ def token_nll(x_BTD: jax.Array, head_DV: jax.Array, target_BT: jax.Array) -> jax
 
 
 def next_token_loss(
-  x_BTD: jax.Array, head_DV: jax.Array, target_BT: jax.Array, weight_BT: jax.Array, *, chunk: int = CHUNK
+  x_BTD: jax.Array,
+  head_DV: jax.Array,
+  target_BT: jax.Array,
+  weight_BT: jax.Array,
+  *,
+  chunk: int = CHUNK,
+  z_loss: float = 0.0,
 ) -> jax.Array:
   """Returns the weighted sum of the targets' negative log-likelihoods, a float32 scalar; `x_BTD` left the final norm.
 
   Differentiable in `x_BTD` and `head_DV`. The gradient is computed beside the loss, chunk by chunk, so that logits are
   neither kept nor computed twice (the idea of Cut Cross-Entropy and Liger's fused linear cross-entropy).
+
+  With `z_loss` the gradient is that of the losses plus z_loss * log(Z)^2 of each token, Z being the sum of its
+  exponentiated logits (PaLM, arXiv 2204.02311, section 5). The value is the cross-entropy all the same: it is what is
+  reported, and nobody needs the other part.
   """
-  return _summed(x_BTD, head_DV, target_BT, weight_BT.astype(jnp.float32), chunk)
+  return _summed(x_BTD, head_DV, target_BT, weight_BT.astype(jnp.float32), chunk, z_loss)
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(4,))
-def _summed(x_BTD: jax.Array, head_DV: jax.Array, target_BT: jax.Array, weight_BT: jax.Array, chunk: int) -> jax.Array:
+@partial(jax.custom_vjp, nondiff_argnums=(4, 5))
+def _summed(
+  x_BTD: jax.Array, head_DV: jax.Array, target_BT: jax.Array, weight_BT: jax.Array, chunk: int, z_loss: float
+) -> jax.Array:
   return jnp.sum(token_nll(x_BTD, head_DV, target_BT) * weight_BT)
 
 
-def _summed_forward(x_BTD, head_DV, target_BT, weight_BT, chunk):
+def _summed_forward(x_BTD, head_DV, target_BT, weight_BT, chunk, z_loss):
   whole_DV = gathered(head_DV, x_BTD)
 
   def body(carry, part):
@@ -63,9 +75,11 @@ def _summed_forward(x_BTD, head_DV, target_BT, weight_BT, chunk):
     top_C = logits_CV.max(axis=1)
     share_CV = jnp.exp(logits_CV - top_C[:, None])
     total_C = share_CV.sum(axis=1)
-    nll_C = jnp.log(total_C) + top_C - _target_logit(x_CD, whole_DV, target_C)
+    log_z_C = jnp.log(total_C) + top_C
+    nll_C = log_z_C - _target_logit(x_CD, whole_DV, target_C)
+    pull_C = weight_C * (1 + 2 * z_loss * log_z_C) if z_loss else weight_C
     hit_CV = jax.lax.broadcasted_iota(target_C.dtype, logits_CV.shape, 1) == target_C[:, None]
-    slope_CV = share_CV * (weight_C / total_C)[:, None] - jnp.where(hit_CV, weight_C[:, None], 0.0)
+    slope_CV = share_CV * (pull_C / total_C)[:, None] - jnp.where(hit_CV, weight_C[:, None], 0.0)
     slope_CV = slope_CV.astype(x_CD.dtype)
     grad_DV += jnp.einsum(
       "CD,CV->DV", x_CD, slope_CV, preferred_element_type=jnp.float32, out_sharding=spec_of(head_DV)
@@ -78,8 +92,8 @@ def _summed_forward(x_BTD, head_DV, target_BT, weight_BT, chunk):
   return loss, (parted(_joined(grad, x_MD), x_BTD, 1), grad_DV.astype(head_DV.dtype))
 
 
-def _summed_backward(chunk, grads, slope):
-  del chunk
+def _summed_backward(chunk, z_loss, grads, slope):
+  del chunk, z_loss
   return *(jax.tree.map(lambda g: (slope * g).astype(g.dtype), grads)), None, None
 
 
