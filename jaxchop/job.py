@@ -44,6 +44,8 @@ class Job:
       raise UsageError(
         "prune.recover_between: needs prune.rounds above 1, recover.steps above 0 and no prune.merge; leave it out"
       )
+    if recipe.prune.recover_between and recipe.recover.fork:
+      raise UsageError("recover.fork: a recovery between rounds has no run to fork from; leave one of the two out")
     self.recipe = recipe
     self.folder = RunFolder(Path(recipe.out))
     self.subject = Subject(recipe.model)

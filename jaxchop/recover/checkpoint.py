@@ -69,13 +69,20 @@ class Checkpoints:
     if self._saving is not None and self._saving.done():
       self.wait()
 
-  def restore_latest(self, model: Any, opt_state: Any) -> Restored | None:
+  def metas(self) -> list[tuple[int, dict[str, Any]]]:
+    """Returns step and meta of every checkpoint, newest first, without a look at its arrays."""
+    return [(step, found["meta"]) for step, _, found in self._candidates()]
+
+  def restore_latest(self, model: Any, opt_state: Any, step: int | None = None) -> Restored | None:
     """Returns the newest checkpoint whose digests hold, placed as the given (abstract) trees; None if there is none.
 
-    Logs what it skips and why. Raises JaxchopError when a checkpoint's names, shapes or dtypes are not those asked for.
+    With `step`, only that one counts. Logs what it skips and why. Raises JaxchopError when a checkpoint's names, shapes
+    or dtypes are not those asked for.
     """
     target = {"model": flatten(model), "optimizer": flatten(opt_state)}
-    for step, path, found in self._candidates():
+    for found_step, path, found in self._candidates():
+      if step not in (None, found_step):
+        continue
       _refuse_another(path, target, found["leaves"])
       try:
         items = _load(path, jax.tree.map(_placed, target), found["leaves"])
@@ -83,7 +90,7 @@ class Checkpoints:
         self._skip(path, error)
         continue
       trees = unflatten(model, items["model"]), unflatten(opt_state, items["optimizer"])
-      return Restored(step, *trees, found["meta"])
+      return Restored(found_step, *trees, found["meta"])
     return None
 
   def _candidates(self) -> Iterator[tuple[int, Path, dict[str, Any]]]:

@@ -21,7 +21,8 @@ from jaxchop.model.llama import Llama
 from jaxchop.parallel.mesh import make_mesh
 from jaxchop.parallel.sharding import audit, rows, spread
 from jaxchop.progress import Bar, stage
-from jaxchop.recover.run import Run
+from jaxchop.recover.fork import decay_only, origin_of
+from jaxchop.recover.run import FREE, Run
 from jaxchop.recover.signals import Stop, stop_signals
 from jaxchop.recover.step import make_step
 
@@ -73,6 +74,8 @@ def recover(
 ) -> Recovered:
   """Trains all weights for `config.steps` steps, from the newest checkpoint in `folder` if there is one.
 
+  A fork (`config.fork`) begins with another run's checkpoint and counts its steps on from there.
+
   `model` is left as it is. `folder` gets `checkpoints/` and `metrics.jsonl`. `meta`, plain JSON, says what is trained
   on what; every checkpoint keeps it, and a run goes on only where it is the same. Raises JaxchopError on a loss or
   gradient that is not finite, Preempted or Interrupted after SIGTERM or SIGINT; the last good step is saved before.
@@ -80,10 +83,14 @@ def recover(
   if config.steps < 1:
     raise UsageError(f"recover.steps is {config.steps}; it takes at least one step to recover a model")
   identity = json.loads(json.dumps({**(meta or {}), "config": dataclasses.asdict(config)}))
+  origin = None
+  if config.fork is not None:
+    origin = origin_of(config, Path(folder), meta or {}, FREE)
+    config, identity = decay_only(config, origin), identity | {"forked": origin.step}
   compile_seconds = 0.0
   mesh = make_mesh(config.mesh, model.config, config.batch_size // config.accumulate, config.seq_len)
   with stop_signals() as stop, jax.set_mesh(mesh) if mesh is not None else contextlib.nullcontext():
-    run = Run(spread(model, mesh) if mesh is not None else model, config, Path(folder), identity, mesh)
+    run = Run(spread(model, mesh) if mesh is not None else model, config, Path(folder), identity, mesh, origin)
     with contextlib.closing(run.curve):
       try:
         if run.step < config.steps and stop.asked is None:
@@ -167,7 +174,7 @@ def _result(run: Run, compile_seconds: float) -> Recovered:
     tokens=run.tokens,
     seconds=seconds,
     compile_seconds=compile_seconds,
-    tokens_per_second=run.tokens / seconds,
+    tokens_per_second=len(steps) * run.config.batch_size * run.config.seq_len / seconds,
     first_loss=steps[0]["loss"],
     last_loss=steps[-1]["loss"],
   )

@@ -92,6 +92,16 @@ def test_other_ways_to_compute_the_step_agree_on_a_mesh_too(one, tmp_path, chang
   np.testing.assert_allclose(losses(tmp_path), losses(one[0]), rtol=0, atol=1e-5)
 
 
+def test_bfloat16_on_a_mesh_stays_near_float32_and_goes_on_from_its_checkpoint(one, tmp_path):
+  """Products of three digits give losses of about three digits; the master weights keep what was learned."""
+  name, changes = "fsdp2 x context2", {"compute_dtype": "bfloat16"}
+  with pytest.raises(Interrupted):
+    run(tmp_path, MESHES[name], number=signal.SIGINT, at=9, **changes)
+  done = run(tmp_path, MESHES[name], **changes)
+  assert {leaf.dtype for leaf in jax.tree.leaves(done.model)} == {np.dtype("float32")}
+  np.testing.assert_allclose(losses(tmp_path), losses(one[0]), rtol=2e-2)
+
+
 @pytest.mark.parametrize("kind", ["lion", "adafactor", "muon"])
 def test_every_optimizer_is_the_same_on_a_mesh_and_goes_on_from_its_checkpoint(tmp_path, kind):
   changes = {"steps": 6, "optimizer": OptimizerConfig(kind=kind, learning_rate=1e-3, warmup_steps=2)}
