@@ -198,6 +198,8 @@ class MeshConfig:
   """Copies of the model, each with rows of the batch of its own."""
   fsdp: int = -1
   """Parts that weights and optimizer are cut into; each has rows of its own too."""
+  context: int = 1
+  """Parts that long sequences are cut into; weights and optimizer are cut over these devices too."""
   tensor: int = 1
   """Parts that heads, MLP columns and vocabulary are cut into."""
 
@@ -207,7 +209,9 @@ class RecoverConfig:
   """Continued pretraining of the pruned model."""
 
   steps: int = 60
-  """Optimizer steps; 0 leaves a recipe's pruned model as it is."""
+  """Optimizer steps; 0 leaves a recipe's pruned model as it is; of a fork, those of its decay."""
+  fork: str | None = None
+  """A wsd run whose stable phase this run takes over, as runs/x or runs/x@STEP; its rate only falls, over steps."""
   batch_size: int = 4
   """Sequences a step, over all micro-batches."""
   seq_len: int = 256
@@ -216,6 +220,8 @@ class RecoverConfig:
   """Micro-batches a step; their gradients are summed and weighted by tokens."""
   compute_dtype: Literal["float32", "bfloat16"] = "float32"
   """Type of the forward and backward pass; master weights and optimizer are float32."""
+  z_loss: float = 0.0
+  """Weight of the mean squared logsumexp of the logits, which keeps them from drifting; PaLM took 1e-4."""
   layout: Literal["scan", "unrolled"] = "scan"
   """How the step walks the layers: one compiled layer scanned, or each compiled by itself."""
   remat: Literal["none", "dots", "full", "offload"] = "dots"

@@ -44,6 +44,8 @@ class Job:
       raise UsageError(
         "prune.recover_between: needs prune.rounds above 1, recover.steps above 0 and no prune.merge; leave it out"
       )
+    if recipe.prune.recover_between and recipe.recover.fork:
+      raise UsageError("recover.fork: a recovery between rounds has no run to fork from; leave one of the two out")
     self.recipe = recipe
     self.folder = RunFolder(Path(recipe.out))
     self.subject = Subject(recipe.model)
@@ -51,7 +53,7 @@ class Job:
       # Refused now, not when an hour of scoring and measuring is over.
       make_step(recipe.recover)
       rows = recipe.recover.batch_size // recipe.recover.accumulate
-      make_mesh(recipe.recover.mesh, self.subject.checkpoint.architecture, rows)
+      make_mesh(recipe.recover.mesh, self.subject.checkpoint.architecture, rows, recipe.recover.seq_len)
     # What was left in each round of scoring, the whole model first.
     self._rounds: list[Layers] = []
 

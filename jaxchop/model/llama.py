@@ -15,7 +15,7 @@ from jax.ad_checkpoint import checkpoint_name
 
 from jaxchop.model import attention
 from jaxchop.model.config import LlamaConfig
-from jaxchop.model.placement import lookup, product
+from jaxchop.model.placement import lookup, merged, parted, parts_of, product, striped
 from jaxchop.model.rope import rotate, rotation
 
 # How a pass walks the list: "scan" stacks it inside the program and compiles one layer, "unrolled" compiles each.
@@ -63,8 +63,7 @@ class Linear(nnx.Module):
 
   def __call__(self, x_BTI: jax.Array) -> jax.Array:
     # Two axes, not three: the kernel's gradient is then one matrix product, where XLA on a CPU would first transpose.
-    x_MI = x_BTI.reshape(-1, x_BTI.shape[-1])
-    y_BTO = product(x_MI, self.kernel[...]).reshape(*x_BTI.shape[:-1], -1)
+    y_BTO = parted(product(merged(x_BTI, 1), self.kernel[...]), x_BTI, 1)
     return checkpoint_name(y_BTO if self.bias is None else y_BTO + self.bias[...], _PRODUCT)
 
 
@@ -176,8 +175,8 @@ def walk(
 
 
 def positions(ids_BT: jax.Array) -> jax.Array:
-  """Returns positions_1T = 0..T-1, which broadcast over the batch."""
-  return jnp.arange(ids_BT.shape[1])[None]
+  """Returns positions_1T = 0..T-1, which broadcast over the batch; in stripes where the sequence is spread so."""
+  return striped(jnp.arange(ids_BT.shape[1])[None], parts_of(ids_BT, 1))
 
 
 def hidden(model: Llama, ids_BT: jax.Array, *, layout: Layout = "scan", remat: Remat = "dots") -> jax.Array:

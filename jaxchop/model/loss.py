@@ -1,9 +1,10 @@
 """Next-token cross-entropy in chunks: [batch, sequence, vocabulary] never exists.
 
-A chunk takes the same positions of every row, so that rows spread over devices stay where they are; the vocabulary may
-be spread too. Where no gradient is asked for, the vocabulary goes in chunks as well: logits then stay in the cache.
-Shapes: B batch, T sequence, P positions of a chunk, C = B * P its tokens, D width, V vocabulary in Z chunks of K tokens
-on each of S devices. Losses are in nats.
+A chunk takes as many tokens of every device, so that rows and positions spread over devices stay where they are; the
+vocabulary may be spread too. Where no gradient is asked for, the vocabulary goes in chunks as well: logits then stay in
+the cache.
+Shapes: B batch, T sequence, M = B * T tokens, C those of a chunk, D width, V vocabulary in Z chunks of K tokens on each
+of S devices. Losses are in nats.
 """
 
 from functools import partial
@@ -11,7 +12,7 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 
-from jaxchop.model.placement import gathered, lookup, parts_of, product, spec_of
+from jaxchop.model.placement import gathered, lookup, merged, parted, parts_of, product, spec_of
 
 # Tokens whose logits a device holds at once: large enough for full matrix speed, small against the weights themselves.
 CHUNK = 512
@@ -25,60 +26,74 @@ def token_nll(x_BTD: jax.Array, head_DV: jax.Array, target_BT: jax.Array) -> jax
   w_ZSKD = _columns(gathered(head_DV, x_BTD))
 
   def body(_: None, part: tuple[jax.Array, jax.Array]) -> tuple[None, jax.Array]:
-    x_CD, target_C = map(_flat, part, (1, 0))
+    x_CD, target_C = part
     # A device sums up its own share of the vocabulary; only these sums travel.
     sums_ZCS = jax.lax.map(lambda w_SKD: jax.nn.logsumexp(_shared_logits(x_CD, w_SKD), axis=2), w_ZSKD)
-    nll_C = jax.nn.logsumexp(sums_ZCS, axis=(0, 2)) - _target_logit(x_CD, head_DV, target_C)
-    return None, nll_C.reshape(part[1].shape)
+    return None, jax.nn.logsumexp(sums_ZCS, axis=(0, 2)) - _target_logit(x_CD, head_DV, target_C)
 
-  size = _positions(x_BTD, _TOKENS)
-  return _joined(jax.lax.scan(body, None, (_split(x_BTD, size), _split(target_BT, size)))[1], target_BT.shape[1])
+  x_MD, target_M = merged(x_BTD, 1), merged(target_BT, 0)
+  nll_M = _joined(jax.lax.scan(body, None, (_split(x_MD, _TOKENS), _split(target_M, _TOKENS)))[1], target_M)
+  return parted(nll_M, target_BT, 0)
 
 
 def next_token_loss(
-  x_BTD: jax.Array, head_DV: jax.Array, target_BT: jax.Array, weight_BT: jax.Array, *, chunk: int = CHUNK
+  x_BTD: jax.Array,
+  head_DV: jax.Array,
+  target_BT: jax.Array,
+  weight_BT: jax.Array,
+  *,
+  chunk: int = CHUNK,
+  z_loss: float = 0.0,
 ) -> jax.Array:
   """Returns the weighted sum of the targets' negative log-likelihoods, a float32 scalar; `x_BTD` left the final norm.
 
   Differentiable in `x_BTD` and `head_DV`. The gradient is computed beside the loss, chunk by chunk, so that logits are
   neither kept nor computed twice (the idea of Cut Cross-Entropy and Liger's fused linear cross-entropy).
+
+  With `z_loss` the gradient is that of the losses plus z_loss * log(Z)^2 of each token, Z being the sum of its
+  exponentiated logits (PaLM, arXiv 2204.02311, section 5). The value is the cross-entropy all the same: it is what is
+  reported, and nobody needs the other part.
   """
-  return _summed(x_BTD, head_DV, target_BT, weight_BT.astype(jnp.float32), chunk)
+  return _summed(x_BTD, head_DV, target_BT, weight_BT.astype(jnp.float32), chunk, z_loss)
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(4,))
-def _summed(x_BTD: jax.Array, head_DV: jax.Array, target_BT: jax.Array, weight_BT: jax.Array, chunk: int) -> jax.Array:
+@partial(jax.custom_vjp, nondiff_argnums=(4, 5))
+def _summed(
+  x_BTD: jax.Array, head_DV: jax.Array, target_BT: jax.Array, weight_BT: jax.Array, chunk: int, z_loss: float
+) -> jax.Array:
   return jnp.sum(token_nll(x_BTD, head_DV, target_BT) * weight_BT)
 
 
-def _summed_forward(x_BTD, head_DV, target_BT, weight_BT, chunk):
+def _summed_forward(x_BTD, head_DV, target_BT, weight_BT, chunk, z_loss):
   whole_DV = gathered(head_DV, x_BTD)
 
   def body(carry, part):
     loss, grad_DV = carry
-    x_CD, target_C, weight_C = map(_flat, part, (1, 0, 0))
+    x_CD, target_C, weight_C = part
     logits_CV = _logits(x_CD, whole_DV)
     # One exponential serves the loss and the softmax: this pass over the vocabulary is bound by memory.
     top_C = logits_CV.max(axis=1)
     share_CV = jnp.exp(logits_CV - top_C[:, None])
     total_C = share_CV.sum(axis=1)
-    nll_C = jnp.log(total_C) + top_C - _target_logit(x_CD, whole_DV, target_C)
+    log_z_C = jnp.log(total_C) + top_C
+    nll_C = log_z_C - _target_logit(x_CD, whole_DV, target_C)
+    pull_C = weight_C * (1 + 2 * z_loss * log_z_C) if z_loss else weight_C
     hit_CV = jax.lax.broadcasted_iota(target_C.dtype, logits_CV.shape, 1) == target_C[:, None]
-    slope_CV = share_CV * (weight_C / total_C)[:, None] - jnp.where(hit_CV, weight_C[:, None], 0.0)
+    slope_CV = share_CV * (pull_C / total_C)[:, None] - jnp.where(hit_CV, weight_C[:, None], 0.0)
     slope_CV = slope_CV.astype(x_CD.dtype)
     grad_DV += jnp.einsum(
       "CD,CV->DV", x_CD, slope_CV, preferred_element_type=jnp.float32, out_sharding=spec_of(head_DV)
     )
-    return (loss + jnp.sum(nll_C * weight_C), grad_DV), product(slope_CV, whole_DV.T).reshape(part[0].shape)
+    return (loss + jnp.sum(nll_C * weight_C), grad_DV), product(slope_CV, whole_DV.T)
 
-  size = _positions(x_BTD, chunk)
-  start = jnp.zeros(()), jnp.zeros_like(head_DV, jnp.float32)
-  (loss, grad_DV), grad = jax.lax.scan(body, start, tuple(_split(a, size) for a in (x_BTD, target_BT, weight_BT)))
-  return loss, (_joined(grad, x_BTD.shape[1]), grad_DV.astype(head_DV.dtype))
+  x_MD, start = merged(x_BTD, 1), (jnp.zeros(()), jnp.zeros_like(head_DV, jnp.float32))
+  tokens = x_MD, merged(target_BT, 0), merged(weight_BT, 0)
+  (loss, grad_DV), grad = jax.lax.scan(body, start, tuple(_split(a_M, chunk) for a_M in tokens))
+  return loss, (parted(_joined(grad, x_MD), x_BTD, 1), grad_DV.astype(head_DV.dtype))
 
 
-def _summed_backward(chunk, grads, slope):
-  del chunk
+def _summed_backward(chunk, z_loss, grads, slope):
+  del chunk, z_loss
   return *(jax.tree.map(lambda g: (slope * g).astype(g.dtype), grads)), None, None
 
 
@@ -109,24 +124,20 @@ def _target_logit(x_CD: jax.Array, head_DV: jax.Array, target_C: jax.Array) -> j
   return jnp.sum(x_CD.astype(jnp.float32) * lookup(head_DV.T, target_C).astype(jnp.float32), axis=-1)
 
 
-def _positions(x_BTD: jax.Array, chunk: int) -> int:
-  """Returns how many positions make `chunk` tokens on a device, at least one."""
-  rows = x_BTD.shape[0] // parts_of(x_BTD, 0)
-  return min(max(chunk // rows, 1), x_BTD.shape[1])
+def _split(a_M: jax.Array, most: int) -> jax.Array:
+  """Cuts tokens into chunks of at most `most` a device; the last one is filled with zeros (weight 0, target 0)."""
+  parts = parts_of(a_M, 0)
+  held = len(a_M) // parts
+  chunks = -(-held // most)
+  size = -(-held // chunks)
+  a_SM = a_M.reshape(parts, held, *a_M.shape[1:])
+  a_SM = jnp.pad(a_SM, [(0, 0), (0, chunks * size - held)] + [(0, 0)] * (a_M.ndim - 1))
+  return jnp.moveaxis(a_SM.reshape(parts, chunks, size, *a_M.shape[1:]), 1, 0).reshape(chunks, -1, *a_M.shape[1:])
 
 
-def _split(a_BT: jax.Array, size: int) -> jax.Array:
-  """Cuts the positions into whole chunks, which come first; the last one is filled with zeros (weight 0, target 0)."""
-  padded = jnp.pad(a_BT, [(0, 0), (0, -a_BT.shape[1] % size)] + [(0, 0)] * (a_BT.ndim - 2))
-  return jnp.moveaxis(padded.reshape(len(a_BT), -1, size, *a_BT.shape[2:]), 1, 0)
-
-
-def _joined(parts: jax.Array, length: int) -> jax.Array:
-  """Undoes `_split`."""
-  a_BT = jnp.moveaxis(parts, 0, 1)
-  return a_BT.reshape(len(a_BT), -1, *a_BT.shape[3:])[:, :length]
-
-
-def _flat(part: jax.Array, kept: int) -> jax.Array:
-  """Merges a chunk's rows and positions into tokens; `kept` axes follow them."""
-  return part.reshape(-1, *part.shape[part.ndim - kept :])
+def _joined(chunks: jax.Array, a_M: jax.Array) -> jax.Array:
+  """Undoes `_split` of `a_M`; what follows the tokens may be anything."""
+  parts = parts_of(a_M, 0)
+  a_SM = jnp.moveaxis(chunks.reshape(len(chunks), parts, -1, *chunks.shape[2:]), 0, 1)
+  a_SM = a_SM.reshape(parts, -1, *chunks.shape[2:])[:, : len(a_M) // parts]
+  return a_SM.reshape(len(a_M), *chunks.shape[2:])

@@ -3,7 +3,8 @@
 Under a mesh with explicit axes an array's type says along which of them it is spread. A kernel is gathered over the
 mesh axes that the rows are spread over, just where it is used: a device holds the whole of one kernel at a time, and
 the kernel's gradient goes back to where its parts lie. Without a mesh these are plain products.
-Shapes: M rows, I axis summed over, O output axis, V table rows, D table width.
+A sequence that is spread over devices lies on them in stripes: the first of c devices has the positions 0, c, 2c, …
+Shapes: M rows, I axis summed over, O output axis, V table rows, D table width, B batch, T sequence.
 """
 
 from typing import Any
@@ -55,6 +56,37 @@ def lookup(table_VD: jax.Array, ids_M: jax.Array) -> jax.Array:
     return table_VD[ids_M]
   table_VD = gathered(table_VD, ids_M[..., None])
   return table_VD.at[ids_M].get(out_sharding=PartitionSpec(*rows, None))
+
+
+def merged(x: jax.Array, kept: int) -> jax.Array:
+  """Returns x with all axes but the last `kept` made one; each device merges what it has, in its own order."""
+  spec, lead = spec_of(x), x.ndim - kept
+  if spec is None or not any(spec[1:lead]):
+    return x.reshape(-1, *x.shape[lead:])
+  names = tuple(name for part in spec[:lead] for name in _names(part))
+  local = jax.shard_map(
+    lambda a: a.reshape(-1, *a.shape[lead:]), in_specs=spec, out_specs=PartitionSpec(names, *spec[lead:])
+  )
+  return local(x)
+
+
+def parted(y: jax.Array, x: jax.Array, kept: int) -> jax.Array:
+  """Undoes `merged(x, kept)` for an array y that was made of its result; what follows y's first axis stays."""
+  spec, lead = spec_of(x), x.ndim - kept
+  if spec is None or not any(spec[1:lead]):
+    return y.reshape(*x.shape[:lead], *y.shape[1:])
+  sizes = [x.shape[axis] // parts_of(x, axis) for axis in range(lead)]
+  there: Any = spec_of(y)
+  local = jax.shard_map(
+    lambda a: a.reshape(*sizes, *a.shape[1:]), in_specs=there, out_specs=PartitionSpec(*spec[:lead], *there[1:])
+  )
+  return local(y)
+
+
+def striped(a_BT: jax.Array, parts: int) -> jax.Array:
+  """Returns the positions in an order in which every `parts`-th one lies together, see above."""
+  rows, length = a_BT.shape
+  return a_BT.reshape(rows, length // parts, parts).swapaxes(1, 2).reshape(rows, length)
 
 
 def _names(part: Any) -> tuple[str, ...]:

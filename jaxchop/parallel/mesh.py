@@ -1,4 +1,4 @@
-"""The devices as a mesh with axes `data`, `fsdp` and `tensor`; one device alone needs none."""
+"""The devices as a mesh with axes `data`, `fsdp`, `context` and `tensor`; one device alone needs none."""
 
 import logging
 import math
@@ -12,21 +12,23 @@ from jaxchop.errors import UsageError
 from jaxchop.model.config import LlamaConfig
 
 log = logging.getLogger("jaxchop")
-AXES = ("data", "fsdp", "tensor")
+AXES = ("data", "fsdp", "context", "tensor")
 # The axes that the rows of a batch are spread over.
 ROWS = ("data", "fsdp")
+# The one that the positions of a sequence are spread over.
+CONTEXT = "context"
 
 
 def make_mesh(
-  config: MeshConfig, model: LlamaConfig, rows: int, devices: Sequence[jax.Device] | None = None
+  config: MeshConfig, model: LlamaConfig, rows: int, length: int, devices: Sequence[jax.Device] | None = None
 ) -> Mesh | None:
-  """Returns a mesh for batches of `rows` sequences, or None where it would be a single device.
+  """Returns a mesh for batches of `rows` sequences of `length` tokens, or None where it would be a single device.
 
-  An axis of -1 takes the devices that are left; where rows or model do not divide among all of them, one process takes
-  as many as they do divide among, and says so. Raises UsageError when the axes fit neither devices nor rows nor model.
+  An axis of -1 takes the devices that are left; where batch or model do not divide among all of them, one process takes
+  as many as they do divide among, and says so. Raises UsageError when the axes fit neither devices nor batch nor model.
   """
   devices = jax.devices() if devices is None else devices
-  sizes = _filled({axis: getattr(config, axis) for axis in AXES}, model, rows, len(devices))
+  sizes = _filled({axis: getattr(config, axis) for axis in AXES}, model, rows, length, len(devices))
   count = math.prod(sizes.values())
   apart = sizes["data"] * sizes["fsdp"]
   if count > len(devices) or (count < len(devices) and jax.process_count() > 1):
@@ -36,7 +38,7 @@ def make_mesh(
       f"mesh: data {sizes['data']} and fsdp {sizes['fsdp']} cut a batch into {apart}, which does not divide its {rows} "
       "rows; change recover.batch_size, recover.accumulate or the mesh"
     )
-  if misfit := _misfit(sizes, model):
+  if misfit := _misfit(sizes, model, length):
     raise UsageError(misfit)
   if count < len(devices):
     log.info("mesh: %d of %d devices work: %s", count, len(devices), _words(sizes))
@@ -47,7 +49,7 @@ def make_mesh(
   )
 
 
-def _filled(sizes: dict[str, int], model: LlamaConfig, rows: int, devices: int) -> dict[str, int]:
+def _filled(sizes: dict[str, int], model: LlamaConfig, rows: int, length: int, devices: int) -> dict[str, int]:
   for axis, size in sizes.items():
     if size < 1 and size != -1:
       raise UsageError(f"mesh.{axis} is {size}; it is at least 1, or -1 for the devices that are left")
@@ -62,17 +64,23 @@ def _filled(sizes: dict[str, int], model: LlamaConfig, rows: int, devices: int) 
   if jax.process_count() > 1:
     return left
   smaller = (sizes | {axis: size} for size in range(left[axis], 0, -1))
-  return next((s for s in smaller if rows % (s["data"] * s["fsdp"]) == 0 and not _misfit(s, model)), left)
+  return next((s for s in smaller if rows % (s["data"] * s["fsdp"]) == 0 and not _misfit(s, model, length)), left)
 
 
-def _misfit(sizes: dict[str, int], model: LlamaConfig) -> str | None:
+def _misfit(sizes: dict[str, int], model: LlamaConfig, length: int) -> str | None:
   """Returns in words which mesh axis does not divide what it cuts."""
-  cut = {"fsdp": {"width": model.width}}
-  cut["tensor"] = {"key/value heads": model.kv_heads, "heads": model.heads, "MLP width": model.mlp_width}
-  for axis, what in cut.items():
-    for name, length in what.items():
-      if length % sizes[axis]:
-        return f"mesh.{axis} is {sizes[axis]}, which does not divide the model's {name}, {length}"
+  cut = [
+    ("context", "recover.seq_len", length),
+    ("fsdp", "the model's width", model.width),
+    ("tensor", "the model's key/value heads", model.kv_heads),
+    ("tensor", "the model's heads", model.heads),
+    ("tensor", "the model's MLP width", model.mlp_width),
+  ]
+  for axis, name, size in cut:
+    if size % sizes[axis]:
+      return f"mesh.{axis} is {sizes[axis]}, which does not divide {name}, {size}"
+  if model.width % (both := sizes["fsdp"] * sizes["context"]):
+    return f"mesh.fsdp x mesh.context is {both}, which does not divide the model's width, {model.width}"
   return None
 
 

@@ -9,8 +9,9 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jaxchop.errors import JaxchopError
 from jaxchop.model.axes import axes
+from jaxchop.model.placement import spec_of, striped
 from jaxchop.model.tree import dotted, flatten
-from jaxchop.parallel.mesh import ROWS
+from jaxchop.parallel.mesh import CONTEXT, ROWS
 
 Tree = TypeVar("Tree")
 # Arrays smaller than this may lie on every device whole: norms, biases, counters.
@@ -19,24 +20,27 @@ _SMALL = 1 << 20
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class Rules:
-  """Which mesh axis cuts which axis of a parameter, see model/axes.py."""
+  """Which mesh axes cut which axis of a parameter, see model/axes.py."""
 
-  width: str | None = "fsdp"
-  heads: str | None = "tensor"
-  kv_heads: str | None = "tensor"
-  mlp: str | None = "tensor"
-  vocab: str | None = "tensor"
+  # Devices that share a sequence hold parts of the weights too.
+  width: tuple[str, ...] = ("fsdp", "context")
+  heads: tuple[str, ...] = ("tensor",)
+  kv_heads: tuple[str, ...] = ("tensor",)
+  mlp: tuple[str, ...] = ("tensor",)
+  vocab: tuple[str, ...] = ("tensor",)
 
 
 RULES = Rules()
 
 
 def placement(name: str, shape: tuple[int, ...], mesh: Mesh, rules: Rules = RULES) -> NamedSharding:
-  """Returns where the parameter with a dotted name goes; an axis that a mesh axis does not divide stays whole."""
-  cuts = [getattr(rules, axis) if axis else None for axis in axes(name)]
-  wide = [cut if cut and mesh.shape[cut] > 1 else None for cut in cuts]
-  spec = [cut if cut and size % mesh.shape[cut] == 0 else None for cut, size in zip(wide, shape, strict=True)]
-  return NamedSharding(mesh, PartitionSpec(*spec))
+  """Returns where the parameter with a dotted name goes; an axis that its mesh axes do not divide stays whole."""
+
+  def cut(axis: str | None, size: int) -> tuple[str, ...] | None:
+    names = _wide(getattr(rules, axis), mesh) if axis else ()
+    return names if names and size % math.prod(mesh.shape[name] for name in names) == 0 else None
+
+  return NamedSharding(mesh, PartitionSpec(*map(cut, axes(name), shape)))
 
 
 def everywhere(mesh: Mesh) -> NamedSharding:
@@ -45,10 +49,21 @@ def everywhere(mesh: Mesh) -> NamedSharding:
 
 
 def rows(mesh: Mesh) -> NamedSharding:
-  """Returns the place of a batch [B, S]: its rows are cut, its tokens are not."""
-  # An axis of one device cuts nothing, and named here it would wander to other axes when rows and tokens merge.
-  cuts = tuple(axis for axis in ROWS if mesh.shape[axis] > 1)
-  return NamedSharding(mesh, PartitionSpec(cuts or None, None))
+  """Returns the place of a batch [B, S]: its rows are cut; its tokens are only when the model reads them."""
+  return NamedSharding(mesh, PartitionSpec(_wide(ROWS, mesh) or None, None))
+
+
+def in_stripes(a_BT: jax.Array) -> jax.Array:
+  """Returns an array of a batch with its positions spread over `context`, in stripes (model/placement.py)."""
+  spec = spec_of(a_BT)
+  if spec is None or (parts := jax.typeof(a_BT).sharding.mesh.shape[CONTEXT]) == 1:
+    return a_BT
+  return jax.sharding.reshard(striped(a_BT, parts), PartitionSpec(spec[0], CONTEXT))
+
+
+def _wide(names: tuple[str, ...], mesh: Mesh) -> tuple[str, ...]:
+  """An axis of one device cuts nothing, and named it would wander to other axes when an array is reshaped."""
+  return tuple(name for name in names if mesh.shape[name] > 1)
 
 
 def spread(model: Tree, mesh: Mesh, rules: Rules = RULES) -> Tree:
@@ -72,7 +87,7 @@ def concrete(tree: Tree, mesh: Mesh) -> Tree:
 
 def audit(state: Any, mesh: Mesh) -> None:
   """Raises JaxchopError, naming it, when a large array lies whole on every device although the mesh cuts weights."""
-  if mesh.shape["fsdp"] * mesh.shape["tensor"] == 1:
+  if mesh.size == mesh.shape["data"]:
     return
   for name, leaf in flatten(state).items():
     size = math.prod(leaf.shape) * leaf.dtype.itemsize

@@ -78,22 +78,27 @@ class Checkpoints:
     if self._saving is not None and self._saving.done():
       self.wait()
 
-  def restore_latest(self, model: Any, opt_state: Any) -> Restored | None:
+  def metas(self) -> list[tuple[int, dict[str, Any]]]:
+    """Returns step and meta of every checkpoint, newest first, without a look at its arrays."""
+    return [(found["step"], found["meta"]) for found in self._candidates()]
+
+  def restore_latest(self, model: Any, opt_state: Any, step: int | None = None) -> Restored | None:
     """Returns the newest checkpoint whose digests hold, placed as the given (abstract) trees; None if there is none.
 
-    Logs what it skips and why. Raises JaxchopError when a checkpoint's names, shapes or dtypes are not those asked for.
+    With `step`, only that one counts. Logs what it skips and why. Raises JaxchopError when a checkpoint's names, shapes
+    or dtypes are not those asked for.
     """
     target = {"model": flatten(model), "optimizer": flatten(opt_state)}
-    candidates = self._candidates()
+    candidates = (found for found in self._candidates() if step in (None, found["step"]))
     while found := self.hosts.first("newest checkpoint", lambda: next(candidates, None)):
-      step, path = found["step"], self.folder / f"{found['step']:08}"
+      path = self.folder / f"{found['step']:08}"
       _refuse_another(path, target, found["leaves"])
       items, wrong = self._read(path, target, found["leaves"])
       if wrong:
         self._skip(path, wrong)
         continue
       trees = unflatten(model, items["model"]), unflatten(opt_state, items["optimizer"])
-      return Restored(step, *trees, found["meta"])
+      return Restored(found["step"], *trees, found["meta"])
     return None
 
   def _read(self, path: Path, target: dict[str, Any], leaves: Leaves) -> tuple[dict[str, Any], str]:

@@ -23,11 +23,12 @@ from jaxchop.model.llama import Llama
 from jaxchop.parallel.mesh import make_mesh
 from jaxchop.parallel.sharding import audit, rows, spread
 from jaxchop.progress import Bar, stage
+from jaxchop.recover.fork import decay_only, origin_of
 from jaxchop.recover.goodput import goodput
 from jaxchop.recover.journal import read_journal
 from jaxchop.recover.outlook import in_words, outlook
 from jaxchop.recover.profile import Profile
-from jaxchop.recover.run import Run
+from jaxchop.recover.run import FREE, Run
 from jaxchop.recover.signals import Stop, stop_signals
 from jaxchop.recover.step import make_step
 from jaxchop.recover.trackers import Trackers, require
@@ -88,6 +89,8 @@ def recover(
 ) -> Recovered:
   """Trains all weights for `config.steps` steps, from the newest checkpoint in `folder` if there is one.
 
+  A fork (`config.fork`) begins with another run's checkpoint and counts its steps on from there.
+
   `model` is left as it is. `folder` gets `checkpoints/` and `metrics.jsonl`. `meta`, plain JSON, says what is trained
   on what; every checkpoint keeps it, and a run goes on only where it is the same. Raises JaxchopError on a loss or
   gradient that is not finite, Preempted or Interrupted after SIGTERM or SIGINT; the last good step is saved before.
@@ -96,10 +99,14 @@ def recover(
     raise UsageError(f"recover.steps is {config.steps}; it takes at least one step to recover a model")
   require(config.track)
   identity = json.loads(json.dumps({**(meta or {}), "config": dataclasses.asdict(config)}))
+  origin = None
+  if config.fork is not None:
+    origin = origin_of(config, Path(folder), meta or {}, FREE)
+    config, identity = decay_only(config, origin), identity | {"forked": origin.step}
   compile_seconds = 0.0
-  mesh = make_mesh(config.mesh, model.config, config.batch_size // config.accumulate)
+  mesh = make_mesh(config.mesh, model.config, config.batch_size // config.accumulate, config.seq_len)
   with stop_signals() as stop, jax.set_mesh(mesh) if mesh is not None else contextlib.nullcontext():
-    run = Run(spread(model, mesh) if mesh is not None else model, config, Path(folder), identity, mesh)
+    run = Run(spread(model, mesh) if mesh is not None else model, config, Path(folder), identity, mesh, origin)
     with contextlib.closing(run.curve):
       try:
         if run.step < config.steps and stop.asked is None:
@@ -205,7 +212,7 @@ def _result(run: Run, compile_seconds: float) -> Recovered:
     tokens=run.tokens,
     seconds=seconds,
     compile_seconds=compile_seconds,
-    tokens_per_second=run.tokens / seconds,
+    tokens_per_second=len(steps) * run.config.batch_size * run.config.seq_len / seconds,
     first_loss=losses[0] if losses else None,
     last_loss=losses[-1] if losses else None,
     skipped=sum(line.get("skipped", False) for line in steps),

@@ -8,20 +8,30 @@ import jax
 from jaxchop.data.batch import Batch
 from jaxchop.model.llama import Layout, Llama, Remat, hidden
 from jaxchop.model.loss import next_token_loss
+from jaxchop.parallel.sharding import in_stripes
 
 
 def summed_loss(
-  model: Llama, batch: Batch, *, compute_dtype: str = "float32", layout: Layout = "scan", remat: Remat = "dots"
+  model: Llama,
+  batch: Batch,
+  *,
+  compute_dtype: str = "float32",
+  layout: Layout = "scan",
+  remat: Remat = "dots",
+  z_loss: float = 0.0,
 ) -> jax.Array:
   """Returns the weighted sum of negative log-likelihoods, in nats, as a float32 scalar.
+
+  `z_loss` is in its gradient only, see next_token_loss.
 
   The weights are cast to `compute_dtype` here, so gradients come back in the dtype of the master weights.
   """
   model = jax.tree.map(lambda p: p.astype(compute_dtype), model)
   if layout == "unrolled":
     model = jax.tree.map(_settled, model)
-  x_BTD = model.norm(hidden(model, batch.ids[:, :-1], layout=layout, remat=remat))
-  return next_token_loss(x_BTD, model.head_DV(), batch.ids[:, 1:], batch.weight)
+  ids_BT, target_BT, weight_BT = map(in_stripes, (batch.ids[:, :-1], batch.ids[:, 1:], batch.weight))
+  x_BTD = model.norm(hidden(model, ids_BT, layout=layout, remat=remat))
+  return next_token_loss(x_BTD, model.head_DV(), target_BT, weight_BT, z_loss=z_loss)
 
 
 @jax.custom_vjp

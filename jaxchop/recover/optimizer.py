@@ -26,7 +26,7 @@ def learning_rate(config: OptimizerConfig, steps: int) -> optax.Schedule:
     raise UsageError(f"recover.optimizer.decay_share is {config.decay_share}; it is above 0 and at most 1")
   start = config.warmup_steps
   if config.schedule == "wsd":
-    start = max(start, steps - round(config.decay_share * steps))
+    start = decay_start(steps, start, config.decay_share)
 
   def rate(count: Any) -> jax.Array:
     update = jnp.asarray(count, jnp.float32) + 1
@@ -43,6 +43,11 @@ def learning_rate(config: OptimizerConfig, steps: int) -> optax.Schedule:
     return config.learning_rate * jnp.where(update < config.warmup_steps, warm, course)
 
   return rate
+
+
+def decay_start(steps: int, warmup_steps: int, decay_share: float) -> int:
+  """Returns the last update that a wsd schedule runs at the highest rate."""
+  return max(warmup_steps, steps - round(decay_share * steps))
 
 
 def decayed(params: Any) -> Any:

@@ -20,27 +20,37 @@ from jaxchop.parallel.sharding import concrete
 from jaxchop.recover.checkpoint import Checkpoints, Restored
 from jaxchop.recover.clock import Clock
 from jaxchop.recover.curve import Curve, read_curve
+from jaxchop.recover.fork import Origin
 from jaxchop.recover.journal import Journal
 from jaxchop.recover.step import Metrics, init_optimizer
 from jaxchop.recover.watch import Watch
 
 log = logging.getLogger("jaxchop")
 # Settings that change how a step is computed or kept, not which step it is: a run may go on with others.
-_FREE = {"accumulate", "layout", "remat", "mesh", "checkpoint_every", "keep_checkpoints"}
-_FREE |= {"skip_nonfinite", "spike", "track", "profile_steps"}
+FREE = {"accumulate", "layout", "remat", "mesh", "checkpoint_every", "keep_checkpoints"}
+FREE |= {"skip_nonfinite", "spike", "track", "profile_steps"}
 
 
 class Run:
   """The state after `step` steps, of which the last may still be running on the device; its curve; its checkpoints."""
 
   def __init__(
-    self, model: Llama, config: RecoverConfig, folder: Path, identity: Mapping[str, Any], mesh: Mesh | None = None
+    self,
+    model: Llama,
+    config: RecoverConfig,
+    folder: Path,
+    identity: Mapping[str, Any],
+    mesh: Mesh | None = None,
+    origin: Origin | None = None,
   ):
-    """With a mesh, the model is spread over it already and the mesh is set (`jax.set_mesh`)."""
+    """With a mesh, the model is spread over it already and the mesh is set (`jax.set_mesh`).
+
+    A run without a checkpoint of its own begins at its `origin`, if it is a fork.
+    """
     self.config, self.identity, self.mesh = config, identity, mesh
     self.checkpoints = Checkpoints(folder / "checkpoints", config.keep_checkpoints)
     since, start = time.time(), time.monotonic()
-    begun = _begin(self.checkpoints, model, config, identity, mesh)
+    begun = _begin(self.checkpoints, model, config, identity, mesh, origin)
     self.step, self.model, self.opt_state = begun.step, begun.model, begun.opt_state
     self.journal, self.clock = Journal(folder / "journal.jsonl"), Clock()
     curve = read_curve(folder / "metrics.jsonl")
@@ -125,16 +135,25 @@ def _finite(value: float) -> float | None:
 
 
 def _begin(
-  checkpoints: Checkpoints, model: Llama, config: RecoverConfig, identity: Mapping[str, Any], mesh: Mesh | None
+  checkpoints: Checkpoints,
+  model: Llama,
+  config: RecoverConfig,
+  identity: Mapping[str, Any],
+  mesh: Mesh | None,
+  origin: Origin | None,
 ) -> Restored:
-  """Returns the newest checkpoint, or step 0 with the weights copied to float32.
+  """Returns the newest checkpoint, or where a fork begins, or step 0 with the weights copied to float32.
 
   Raises UsageError when the checkpoint is of a run with other settings or another `identity`.
   """
   abstract = jax.tree.map(lambda p: jax.ShapeDtypeStruct(p.shape, jnp.float32, sharding=p.sharding), model)
   init = jax.jit(lambda m: init_optimizer(config, m))
   state = jax.eval_shape(init, abstract)
-  found = checkpoints.restore_latest(abstract, state if mesh is None else concrete(state, mesh))
+  state = state if mesh is None else concrete(state, mesh)
+  found = checkpoints.restore_latest(abstract, state)
+  if found is None and origin is not None:
+    log.info("Forking after step %d of %s", origin.step, origin.checkpoints.folder)
+    return origin.restore(abstract, state)._replace(meta={})
   if found is None:
     # A copy, because steps donate their input and a pruned model shares its layers with the whole one.
     master = jax.tree.map(lambda p: jnp.array(p, jnp.float32, copy=True), model)
@@ -152,5 +171,5 @@ def _begin(
 
 def _what(identity: Mapping[str, Any]) -> dict[str, Any]:
   """Returns what must be the same for two runs to be one."""
-  config = {f"recover.{name}": value for name, value in identity["config"].items() if name not in _FREE}
+  config = {f"recover.{name}": value for name, value in identity["config"].items() if name not in FREE}
   return config | {name: value for name, value in identity.items() if name not in ("config", "step", "tokens", "watch")}

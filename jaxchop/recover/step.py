@@ -50,7 +50,15 @@ def make_step(config: RecoverConfig) -> Step:
     )
   optimizer = make_optimizer(config.optimizer, config.steps)
   rate = learning_rate(config.optimizer, config.steps)
-  loss_of = partial(summed_loss, compute_dtype=config.compute_dtype, layout=config.layout, remat=config.remat)
+  if config.z_loss < 0:
+    raise UsageError(f"recover.z_loss is {config.z_loss}; it is at least 0")
+  loss_of = partial(
+    summed_loss,
+    compute_dtype=config.compute_dtype,
+    layout=config.layout,
+    remat=config.remat,
+    z_loss=config.z_loss,
+  )
 
   def step(
     model: Any, opt_state: Any, batch: Batch, skipped: Any = 0, limit: Any = jnp.inf

@@ -6,8 +6,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import AxisType, NamedSharding
+from jax.sharding import PartitionSpec as P
 
+from jaxchop.compiler import Program
 from jaxchop.model import attention
+from jaxchop.model.placement import striped
 
 
 def arrays(length, heads=6, kv_heads=2, rows=2, width=4):
@@ -27,6 +31,34 @@ def test_blocks_give_the_attention_and_the_gradients_of_the_whole(length, monkey
   expected = value_and_gradients(functools.partial(jax.nn.dot_product_attention, is_causal=True), inputs)
   found = value_and_gradients(attention.causal_attention, inputs)
   jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=5e-6), found, expected)
+
+
+def test_a_sequence_spread_over_devices_in_stripes_has_the_attention_and_gradients_of_the_whole(monkeypatch):
+  monkeypatch.setattr(attention, "_BLOCK", 2)
+  inputs = arrays(12)
+  order = striped(jnp.arange(12)[None], 2)[0]
+  expected = value_and_gradients(attention.causal_attention, inputs)
+  mesh = jax.make_mesh((2, 2), ("fsdp", "context"), axis_types=(AxisType.Explicit,) * 2)
+  place = NamedSharding(mesh, P("fsdp", "context"))
+  with jax.set_mesh(mesh):
+    value, slopes = value_and_gradients(
+      attention.causal_attention, [jax.device_put(a[:, order], place) for a in inputs]
+    )
+  np.testing.assert_allclose(value, expected[0], rtol=1e-5)
+  for slope, a in zip(slopes, expected[1], strict=True):
+    np.testing.assert_allclose(slope, a[:, order], rtol=1e-5, atol=5e-6)
+
+
+def test_the_scores_of_a_spread_sequence_are_spread_too():
+  def temporary(parts):
+    mesh = jax.make_mesh((parts,), ("context",), axis_types=(AxisType.Explicit,))
+    place = NamedSharding(mesh, P(None, "context" if parts > 1 else None))
+    inputs = [jax.ShapeDtypeStruct((1, 2048, heads, 8), jnp.float32, sharding=place) for heads in (4, 1, 1)]
+    program = Program(jax.grad(lambda *a: jnp.sum(attention.causal_attention(*a)), (0, 1, 2)))
+    with jax.set_mesh(mesh):
+      return program.lower(*inputs).compile().memory_analysis().temp_size_in_bytes
+
+  assert temporary(4) < temporary(1) / 3
 
 
 def test_no_more_than_eight_blocks_however_long(monkeypatch):

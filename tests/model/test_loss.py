@@ -4,7 +4,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import AxisType, NamedSharding
+from jax.sharding import PartitionSpec as P
 
+from jaxchop.compiler import Program
 from jaxchop.model.loss import next_token_loss, token_nll
 
 B, T, D, V = 2, 7, 16, 50
@@ -31,6 +34,32 @@ def test_every_chunk_size_gives_the_plain_values_and_gradients(chunk):
   jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5), found, expected)
 
 
+@pytest.mark.parametrize("chunk", [2, 512])
+def test_rows_positions_and_vocabulary_spread_over_devices_give_the_plain_values_and_gradients(chunk):
+  length, keys = 6, jax.random.split(jax.random.key(5), 4)
+  x_BTD, head_DV = jax.random.normal(keys[0], (B, length, D)), jax.random.normal(keys[1], (D, V))
+  target_BT = jax.random.randint(keys[2], (B, length), 0, V)
+  weight_BT = jax.random.uniform(keys[3], (B, length))
+
+  def plain(x_BTD, head_DV):
+    return jnp.sum(weight_BT * plain_nll(x_BTD, head_DV, target_BT))
+
+  def with_z(x_BTD, head_DV):
+    return plain(x_BTD, head_DV) + 0.1 * jnp.sum(weight_BT * jax.nn.logsumexp(x_BTD @ head_DV, -1) ** 2)
+
+  for shape in ((2, 2, 1), (1, 2, 2)):
+    mesh = jax.make_mesh(shape, ("fsdp", "context", "tensor"), axis_types=(AxisType.Explicit,) * 3)
+    rows, columns = P("fsdp" if shape[0] > 1 else None, "context"), P("context", "tensor" if shape[2] > 1 else None)
+    put = lambda a, spec: jax.device_put(a, NamedSharding(mesh, spec))  # noqa: B023, E731
+    with jax.set_mesh(mesh):
+      x, head, target, weight = put(x_BTD, rows), put(head_DV, columns), put(target_BT, rows), put(weight_BT, rows)
+      loss = Program(jax.value_and_grad(lambda *a: next_token_loss(*a, chunk=chunk, z_loss=0.1), (0, 1)))
+      found, nll_BT = loss(x, head, target, weight), Program(token_nll)(x, head, target)
+    expected = plain(x_BTD, head_DV), jax.grad(with_z, (0, 1))(x_BTD, head_DV)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5), found, expected)
+    np.testing.assert_allclose(nll_BT, plain_nll(x_BTD, head_DV, target_BT), rtol=1e-5, atol=1e-5)
+
+
 @pytest.mark.parametrize("vocabulary", [50, 3 * 4096, 4 * 1187, 4099], ids=["one chunk", "even", "odd", "prime"])
 @pytest.mark.parametrize("length", [7, 2100], ids=["one chunk", "many chunks"])
 def test_without_gradients_every_token_and_every_vocabulary_in_chunks_gives_the_plain_values(vocabulary, length):
@@ -39,6 +68,28 @@ def test_without_gradients_every_token_and_every_vocabulary_in_chunks_gives_the_
   target_BT = jax.random.randint(keys[2], (1, length), 0, vocabulary)
   nll_BT = jax.jit(token_nll)(x_BTD, head_DV, target_BT)
   np.testing.assert_allclose(nll_BT, plain_nll(x_BTD, head_DV, target_BT), rtol=1e-5, atol=1e-5)
+
+
+def test_z_loss_adds_the_gradient_of_the_squared_log_of_the_partition_function():
+  def plain(x_BTD, head_DV):
+    log_z_BT = jax.nn.logsumexp(x_BTD @ head_DV, -1)
+    return plain_loss(x_BTD, head_DV) + 3 * 0.1 * jnp.sum(WEIGHT_BT * log_z_BT**2)
+
+  def chunked(x_BTD, head_DV):
+    return 3 * next_token_loss(x_BTD, head_DV, TARGET_BT, WEIGHT_BT, chunk=4, z_loss=0.1)
+
+  value, slopes = jax.value_and_grad(chunked, (0, 1))(X_BTD, HEAD_DV)
+  np.testing.assert_allclose(value, plain_loss(X_BTD, HEAD_DV), rtol=1e-5)
+  expected = jax.grad(plain, (0, 1))(X_BTD, HEAD_DV)
+  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5), slopes, expected)
+
+
+def test_without_z_loss_the_program_is_the_same():
+  def text(**options):
+    loss = jax.grad(lambda *a: next_token_loss(*a, **options), (0, 1))
+    return jax.jit(loss).lower(X_BTD, HEAD_DV, TARGET_BT, WEIGHT_BT).as_text()
+
+  assert text() == text(z_loss=0.0) != text(z_loss=1e-4)
 
 
 def test_the_value_alone_equals_the_value_beside_the_gradient():

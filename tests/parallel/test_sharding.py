@@ -1,5 +1,7 @@
 """Every parameter has a rule, and what lies everywhere by accident is named."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import pytest
@@ -7,13 +9,13 @@ from flax import nnx
 from jax.sharding import PartitionSpec as P
 
 from jaxchop.config import MeshConfig
-from jaxchop.errors import JaxchopError
+from jaxchop.errors import JaxchopError, UsageError
 from jaxchop.model.axes import axes
 from jaxchop.model.config import LlamaConfig
 from jaxchop.model.llama import Llama
 from jaxchop.model.tree import flatten
 from jaxchop.parallel.mesh import make_mesh
-from jaxchop.parallel.sharding import audit, everywhere, placement, rows, spread
+from jaxchop.parallel.sharding import audit, everywhere, in_stripes, placement, rows, spread
 
 CONFIG = LlamaConfig(
   vocab_size=1024,
@@ -37,7 +39,7 @@ def model():
 
 @pytest.fixture(scope="module")
 def mesh():
-  return make_mesh(MeshConfig(fsdp=2, tensor=2), CONFIG, rows=4)
+  return make_mesh(MeshConfig(fsdp=2, tensor=2), CONFIG, rows=4, length=12)
 
 
 def test_every_parameter_has_as_many_named_axes_as_its_array(model):
@@ -60,13 +62,34 @@ def test_a_vocabulary_that_does_not_divide_stays_whole(mesh):
 
 
 def test_axes_of_one_device_are_not_named():
-  mesh = make_mesh(MeshConfig(data=4, fsdp=1), CONFIG, rows=4)
+  mesh = make_mesh(MeshConfig(data=4, fsdp=1), CONFIG, rows=4, length=12)
   assert rows(mesh).spec == P(("data",), None)
   assert placement("embedding", (1024, 32), mesh).spec == P(None, None)
 
 
+@pytest.mark.parametrize(
+  ("length", "width", "said"),
+  [
+    (10, 32, r"mesh\.context is 4, which does not divide recover\.seq_len, 10"),
+    (12, 34, r"mesh\.fsdp x mesh\.context is 4, which does not divide the model's width, 34"),
+  ],
+)
+def test_sequences_and_widths_that_devices_cannot_share_evenly_are_refused(length, width, said):
+  with pytest.raises(UsageError, match=said):
+    make_mesh(MeshConfig(fsdp=1, context=4), dataclasses.replace(CONFIG, width=width), rows=1, length=length)
+
+
+def test_a_sequence_lies_in_stripes_and_its_devices_share_the_weights():
+  mesh = make_mesh(MeshConfig(fsdp=2, context=2), CONFIG, rows=4, length=12)
+  assert placement("embedding", (1024, 32), mesh).spec == P(None, ("fsdp", "context"))
+  with jax.set_mesh(mesh):
+    ids = jax.jit(in_stripes)(jax.device_put(jnp.arange(24).reshape(2, 12), rows(mesh)))
+  found = {tuple(shard.data.ravel().tolist()) for shard in ids.addressable_shards}
+  assert found == {tuple(range(start, start + 12, 2)) for start in (0, 1, 12, 13)}
+
+
 def test_one_device_needs_no_mesh():
-  assert make_mesh(MeshConfig(fsdp=1), CONFIG, rows=4) is None
+  assert make_mesh(MeshConfig(fsdp=1), CONFIG, rows=4, length=12) is None
 
 
 def test_a_large_array_that_lies_everywhere_is_named(model, mesh):
@@ -78,5 +101,5 @@ def test_a_large_array_that_lies_everywhere_is_named(model, mesh):
 
 
 def test_copies_of_the_model_are_no_accident():
-  mesh = make_mesh(MeshConfig(data=4, fsdp=1), CONFIG, rows=4)
+  mesh = make_mesh(MeshConfig(data=4, fsdp=1), CONFIG, rows=4, length=12)
   audit({"moments": jax.device_put(jnp.zeros((512, 513)), everywhere(mesh))}, mesh)

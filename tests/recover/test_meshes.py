@@ -29,6 +29,9 @@ MESHES = {
   "fsdp4": MeshConfig(fsdp=4),
   "fsdp2 x tp2": MeshConfig(fsdp=2, tensor=2),
   "dp2 x fsdp2": MeshConfig(data=2, fsdp=2),
+  "fsdp2 x context2": MeshConfig(fsdp=2, context=2),
+  "context2 x tp2": MeshConfig(fsdp=1, context=2, tensor=2),
+  "context4": MeshConfig(fsdp=1, context=4),
 }
 
 
@@ -71,8 +74,11 @@ def test_every_mesh_has_the_losses_and_weights_of_one_device(one, on, name):
 def test_weights_lie_where_the_mesh_says(on, name):
   mesh, leaves = MESHES[name], flatten(on(name)[1].model)
   kernel = leaves["layers.0.mlp.gate.kernel"]
-  assert kernel.addressable_shards[0].data.shape == (CONFIG.width // mesh.fsdp, CONFIG.mlp_width // mesh.tensor)
-  assert len(kernel.sharding.device_set) == mesh.data * mesh.fsdp * mesh.tensor
+  assert kernel.addressable_shards[0].data.shape == (
+    CONFIG.width // (mesh.fsdp * mesh.context),
+    CONFIG.mlp_width // mesh.tensor,
+  )
+  assert len(kernel.sharding.device_set) == 4
   assert leaves["norm.scale"].sharding.is_fully_replicated
 
 
@@ -84,6 +90,16 @@ def test_weights_lie_where_the_mesh_says(on, name):
 def test_other_ways_to_compute_the_step_agree_on_a_mesh_too(one, tmp_path, changes):
   run(tmp_path, MESHES["fsdp2 x tp2"], **changes)
   np.testing.assert_allclose(losses(tmp_path), losses(one[0]), rtol=0, atol=1e-5)
+
+
+def test_bfloat16_on_a_mesh_stays_near_float32_and_goes_on_from_its_checkpoint(one, tmp_path):
+  """Products of three digits give losses of about three digits; the master weights keep what was learned."""
+  name, changes = "fsdp2 x context2", {"compute_dtype": "bfloat16"}
+  with pytest.raises(Interrupted):
+    run(tmp_path, MESHES[name], number=signal.SIGINT, at=9, **changes)
+  done = run(tmp_path, MESHES[name], **changes)
+  assert {leaf.dtype for leaf in jax.tree.leaves(done.model)} == {np.dtype("float32")}
+  np.testing.assert_allclose(losses(tmp_path), losses(one[0]), rtol=2e-2)
 
 
 @pytest.mark.parametrize("kind", ["lion", "adafactor", "muon"])
@@ -98,7 +114,7 @@ def test_every_optimizer_is_the_same_on_a_mesh_and_goes_on_from_its_checkpoint(t
 
 
 @pytest.mark.parametrize("stops", [(9,), pytest.param(tuple(range(19)), marks=pytest.mark.slow)], ids=["half", "every"])
-@pytest.mark.parametrize("name", ["dp4", "fsdp4", "fsdp2 x tp2"])
+@pytest.mark.parametrize("name", ["dp4", "fsdp4", "fsdp2 x tp2", "fsdp2 x context2"])
 def test_restarts_are_bitwise_the_same_run(on, tmp_path, name, stops):
   """20 steps, 10 + 10, and a restart after every one, compared as hex."""
   for step in stops:
@@ -120,9 +136,9 @@ def test_a_run_may_go_on_on_another_mesh(one, tmp_path):
 
 def test_unset_the_mesh_takes_all_devices_that_the_rows_divide_among(caplog):
   with caplog.at_level(logging.INFO, logger="jaxchop"):
-    mesh = make_mesh(MeshConfig(), CONFIG, rows=6)
-  assert mesh.shape == {"data": 1, "fsdp": 2, "tensor": 1}
-  assert "mesh: 2 of 4 devices work: data 1, fsdp 2, tensor 1" in caplog.messages
+    mesh = make_mesh(MeshConfig(), CONFIG, rows=6, length=12)
+  assert mesh.shape == {"data": 1, "fsdp": 2, "context": 1, "tensor": 1}
+  assert "mesh: 2 of 4 devices work: data 1, fsdp 2, context 1, tensor 1" in caplog.messages
 
 
 @pytest.mark.parametrize(

@@ -126,6 +126,13 @@ def test_the_learning_rate_told_is_the_one_used() -> None:
   assert stepped(batch_of(records(0)), steps=3)[2].learning_rate == pytest.approx(1e-2 * 3 / 4)
 
 
+def test_z_loss_pulls_the_logits_and_leaves_the_loss_that_is_told() -> None:
+  plain, pulled = (stepped(batch_of(records(0)), z_loss=z)[2] for z in (0.0, 0.1))
+  assert plain.loss == pulled.loss and abs(plain.grad_norm - pulled.grad_norm) > 1e-3
+  with pytest.raises(UsageError, match=r"recover\.z_loss is -1"):
+    make_step(settings(z_loss=-1))
+
+
 def test_accumulation_must_divide_the_batch() -> None:
   with pytest.raises(UsageError, match=r"recover\.accumulate is 3.*recover\.batch_size 4"):
     make_step(settings(accumulate=3))
