@@ -49,6 +49,20 @@ class DataConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class BuildConfig:
+  """How text becomes a cache of token records."""
+
+  seq_len: int = 2048
+  """Tokens a record; a recovery's seq_len must be the same."""
+  segments: bool = False
+  """Keep documents apart: positions restart with each, attention and predictions do not cross."""
+  text_field: str = "text"
+  """Field of a jsonl object, column of a parquet file or feature of a data set that holds the text."""
+  workers: int | None = None
+  """Processes that tokenise; unset, one a core. The cache is the same for any number."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class ScoreConfig:
   """How layers are scored."""
 

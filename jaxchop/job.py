@@ -92,7 +92,8 @@ class Job:
     tokenizer, length, out = self.subject.tokenizer, self.recipe.recover.seq_len, self.folder.data
 
     def make() -> dict[str, Any]:
-      return {"digest": pack(self.texts.training, tokenizer, seq_len=length, out=out, eos=self.subject.eos[0]).digest}
+      text, eos = self.texts.training, self.subject.eos[0]
+      return {"digest": pack(text, tokenizer, seq_len=length, out=out, eos=eos, overwrite=True).digest}
 
     key = digest(self.texts.training), tokenizer_digest(tokenizer), length
     standing(self.folder.measured / "data.json", key, make, product=out / MANIFEST)

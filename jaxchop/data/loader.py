@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from jaxchop.data.batch import Batch, batch_of
 from jaxchop.data.packed import Packed
+from jaxchop.data.record import SEGMENTS, TOKENS, decode
 from jaxchop.errors import UsageError
 
 # Steps that the reading threads may run ahead.
@@ -77,7 +78,7 @@ class Loader:
       raise UsageError(f"seed is {seed}; it is at least 0 and less than 2^63")
     self.packed, self.batch_size = packed, batch_size
     # Whether batches say where documents end.
-    self.segments = False
+    self.segments = packed.segments
     self._order = Order(records=packed.records, seed=seed)
     self._source = grain.sources.ArrayRecordDataSource([str(packed.path / shard.file) for shard in packed.shards])
 
@@ -91,9 +92,10 @@ class Loader:
 
   def batch(self, step: int, rows: NDArray[np.int64]) -> Batch:
     """Returns these rows of the batch of `step`."""
-    records = [self._source[index] for index in self.indices(step, rows).tolist()]
-    dtype = np.dtype(self.packed.dtype).newbyteorder("<")
-    return batch_of(np.stack([np.frombuffer(record, dtype) for record in records]).astype(np.int32))
+    packed, size = self.packed, self.packed.seq_len + 1
+    records = [decode(self._source[index], packed.dtypes, size) for index in self.indices(step, rows).tolist()]
+    arrays = {name: np.stack([record[name] for record in records]) for name in packed.dtypes}
+    return batch_of(arrays[TOKENS], arrays.get(SEGMENTS))
 
   def from_step(self, step: int, rows: NDArray[np.int64]) -> Generator[Batch, None, None]:
     """Yields these rows of the batches of `step`, `step` + 1, … without end, read ahead by threads.
