@@ -33,7 +33,14 @@ class DataConfig:
   """Which text to score, train and evaluate on."""
 
   source: str = "builtin"
-  """Files (.txt .md .jsonl .parquet, .gz or .zst; globs), tfds://name/config, hf://name, or `builtin`."""
+  """Files (.txt .md .jsonl .parquet, .gz or .zst; globs), tfds://name/config, hf://name, or `builtin`; to train on,
+  also the folder of a cache."""
+  corpora: dict[str, str] = field(default_factory=dict)
+  """Several texts or caches to train on side by side, by names of your own, in place of source."""
+  weights: dict[int, dict[str, float]] = field(default_factory=dict)
+  """Shares of the corpora from a step on, as {0: {web: 7, code: 3}, 1000: {web: 1, code: 1}}; unset, by their size."""
+  workers: int = 0
+  """Processes that read records ahead of the steps; 0 means threads."""
   text_field: str = "text"
   """Field of a jsonl object, column of a parquet file or feature of a data set that holds the text."""
   held_out: str | None = None

@@ -88,9 +88,7 @@ def open_packed(path: Path, tokenizer: "PreTrainedTokenizerFast | None" = None) 
   Raises JaxchopError, naming the file, when one is missing, truncated or changed, or when the records were made with
   another tokenizer than `tokenizer`.
   """
-  packed = read_manifest(path)
-  if tokenizer is not None and packed.tokenizer_sha256 != tokenizer_digest(tokenizer):
-    raise JaxchopError(f"{path / MANIFEST}: packed with another tokenizer than this model's; pack the text again")
+  packed = read_manifest(path, tokenizer)
   with stage("Checking packed records", len(packed.shards), "files") as bar:
     for file in (*packed.beside, *packed.shards):
       _verify(path / file.file, file)
@@ -111,8 +109,11 @@ def manifest_bytes(content: dict[str, Any]) -> bytes:
   return (json.dumps(content | {"sha256": _digest(content)}, indent=2, ensure_ascii=False) + "\n").encode()
 
 
-def read_manifest(path: Path) -> Packed:
-  """Returns what folder `path` says it holds; the shards are not opened. Raises JaxchopError on a broken manifest."""
+def read_manifest(path: Path, tokenizer: "PreTrainedTokenizerFast | None" = None) -> Packed:
+  """Returns what folder `path` says it holds; the shards are not opened.
+
+  Raises JaxchopError on a broken manifest, or when the records were made with another tokenizer than `tokenizer`.
+  """
   file = path / MANIFEST
   try:
     data = file.read_bytes()
@@ -125,6 +126,8 @@ def read_manifest(path: Path) -> Packed:
     raise JaxchopError(f"{file}: not the manifest of {FORMAT!r}; pack the text again with this version")
   if content.pop("sha256", None) != _digest(content):
     raise JaxchopError(f"{file}: it changed since it was written; pack the text again")
+  if tokenizer is not None and _field(file, content, "tokenizer_sha256", str) != tokenizer_digest(tokenizer):
+    raise JaxchopError(f"{file}: packed with another tokenizer than this model's; pack the text again")
   return Packed(
     path=path,
     dtypes=_dtypes(file, content),

@@ -17,9 +17,15 @@ _HIDDEN = -1e30
 
 
 def causal_attention(
-  q_BTNH: jax.Array, k_BTKH: jax.Array, v_BTKH: jax.Array, first_B: jax.Array | None = None
+  q_BTNH: jax.Array,
+  k_BTKH: jax.Array,
+  v_BTKH: jax.Array,
+  first_B: jax.Array | None = None,
+  segments_BT: jax.Array | None = None,
 ) -> jax.Array:
   """Returns the attended values [B, T, N, H] of whole sequences; position t sees first_B..t, or 0..t without it.
+
+  With segments it sees of these only positions of its own segment.
 
   Queries go in blocks, so that the half of the scores which no query sees is mostly not computed. A block keeps nothing
   for its backward pass but its inputs: [T, T] scores would be most of a training step's memory.
@@ -27,11 +33,11 @@ def causal_attention(
   length = q_BTNH.shape[1]
   size = max(_BLOCK, math.ceil(length / _BLOCKS))
   blocks = [(start, min(start + size, length)) for start in range(0, length, size)]
-  return jnp.concatenate([_block(*at, q_BTNH, k_BTKH, v_BTKH, first_B) for at in blocks], axis=1)
+  return jnp.concatenate([_block(*at, q_BTNH, k_BTKH, v_BTKH, first_B, segments_BT) for at in blocks], axis=1)
 
 
 @functools.partial(jax.checkpoint, static_argnums=(0, 1))
-def _block(start: int, end: int, q_BTNH, k_BTKH, v_BTKH, first_B) -> jax.Array:
+def _block(start: int, end: int, q_BTNH, k_BTKH, v_BTKH, first_B, segments_BT) -> jax.Array:
   """Returns the attended values of queries start..end, which see no key from `end` on. Below, S = end."""
   B, _, N, H = q_BTNH.shape
   T, K = end - start, k_BTKH.shape[2]
@@ -42,6 +48,8 @@ def _block(start: int, end: int, q_BTNH, k_BTKH, v_BTKH, first_B) -> jax.Array:
   visible_BTS = (slot_S <= jnp.arange(start, end)[:, None])[None]
   if first_B is not None:
     visible_BTS = visible_BTS & (slot_S >= first_B[:, None, None])
+  if segments_BT is not None:
+    visible_BTS = visible_BTS & (segments_BT[:, start:end, None] == segments_BT[:, None, :end])
   # One product for all queries of a key/value head: M = G * T.
   score_BKMS = _product("BKMH,BKHS->BKMS", q_BKGTH.reshape(B, K, -1, H), k_BKHS)
   score_BKGTS = score_BKMS.reshape(B, K, -1, T, end)

@@ -5,6 +5,7 @@ Shapes: B batch, T sequence, S cache slots, D width, F MLP width, N query heads,
 V vocabulary, L layers. Kernels are [in, out]. Everything runs in the dtype of the parameters; norms in float32.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any, Literal, TypeVar
 
@@ -175,17 +176,32 @@ def walk(
   return carry, jax.tree.map(lambda *leaves: jnp.stack(leaves), *results)
 
 
-def positions(ids_BT: jax.Array) -> jax.Array:
-  """Returns positions_1T = 0..T-1, which broadcast over the batch."""
-  return jnp.arange(ids_BT.shape[1])[None]
+def positions(ids_BT: jax.Array, segments_BT: jax.Array | None = None) -> jax.Array:
+  """Returns positions_1T = 0..T-1, which broadcast over the batch; with segments positions_BT, anew from 0 in each."""
+  place_1T = jnp.arange(ids_BT.shape[1])[None]
+  if segments_BT is None:
+    return place_1T
+  begins_BT = jnp.diff(segments_BT, axis=1, prepend=segments_BT[:, :1]) != 0
+  return place_1T - jax.lax.cummax(jnp.where(begins_BT, place_1T, 0), axis=1)
 
 
-def hidden(model: Llama, ids_BT: jax.Array, *, layout: Layout = "scan", remat: Remat = "dots") -> jax.Array:
-  """Returns the raw residual stream x_BTD that leaves the last block, before the final norm."""
-  turn = rotation(model.config, positions(ids_BT))
+def hidden(
+  model: Llama,
+  ids_BT: jax.Array,
+  *,
+  segments_BT: jax.Array | None = None,
+  layout: Layout = "scan",
+  remat: Remat = "dots",
+) -> jax.Array:
+  """Returns the raw residual stream x_BTD that leaves the last block, before the final norm.
+
+  Each of the segments goes through the model as if it stood alone.
+  """
+  turn = rotation(model.config, positions(ids_BT, segments_BT))
+  attend = functools.partial(attention.causal_attention, segments_BT=segments_BT)
 
   def run(block: Block, x_BTD: jax.Array) -> jax.Array:
-    return block(x_BTD, turn)
+    return block(x_BTD, turn, attend)
 
   if remat != "none":
     # A scan keeps forward and backward apart by itself; unrolled, the compiler would undo the recomputation.

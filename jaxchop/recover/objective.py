@@ -20,7 +20,8 @@ def summed_loss(
   model = jax.tree.map(lambda p: p.astype(compute_dtype), model)
   if layout == "unrolled":
     model = jax.tree.map(_settled, model)
-  x_BTD = model.norm(hidden(model, batch.ids[:, :-1], layout=layout, remat=remat))
+  segments_BT = None if batch.segments is None else batch.segments[:, :-1]
+  x_BTD = model.norm(hidden(model, batch.ids[:, :-1], segments_BT=segments_BT, layout=layout, remat=remat))
   return next_token_loss(x_BTD, model.head_DV(), batch.ids[:, 1:], batch.weight)
 
 
