@@ -54,6 +54,7 @@ class Line:
   def close(self) -> None:
     with contextlib.suppress(OSError):
       self._connection.shutdown(socket.SHUT_RDWR)
+    self._reader.close()
     self._connection.close()
 
 
@@ -198,12 +199,13 @@ class Channel:
     spoken = time.monotonic()
     while not self._closed.wait(PATIENCE / 10):
       now, (step, words, since) = time.monotonic(), self._doing[self.index]
-      if now - max(since, spoken) < PATIENCE or not words:
+      if now - max(since, spoken) < PATIENCE:
         continue
-      spoken = now
       known = {i: d for i, d in self._doing.items() if i != self.index and (self.index == 0 or i == 0)}
       behind = [f"{self._who(i)}, {w} of step {s} for {now - t:.0f} s" for i, (s, w, t) in known.items() if s < step]
-      log.warning("step %d: %s for %.0f s; behind: %s", step, words, now - since, "; ".join(behind) or "nobody")
+      if behind:
+        spoken = now
+        log.warning("step %d: %s for %.0f s; behind: %s", step, words, now - since, "; ".join(behind))
 
   def _missing(self, key: str) -> str:
     if self.index:

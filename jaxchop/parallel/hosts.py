@@ -159,6 +159,8 @@ def _call(cluster: Cluster, card: dict[str, Any], limit: float) -> Channel:
       line = Line(socket.create_connection(where, timeout=max(end - time.monotonic(), 0.01) + _POLITE))
       line.send(card)
       answer = line.receive()
+      if answer is None or "refused" in answer:
+        line.close()
     except OSError:
       time.sleep(0.1)
     if answer is None and time.monotonic() > end:

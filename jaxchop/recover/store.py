@@ -25,6 +25,8 @@ def write(path: Path, items: Mapping[str, Mapping[str, Any]]) -> Any:
   context = ocp.Context()
   # Compression takes most of the time and shrinks weights by a tenth.
   context.array.saving.use_compression = False
+  # Cutting the copies of an array among the devices takes a program for each, of all processes at once.
+  context.array.saving.use_replica_parallel = False
   with context:
     return ocp.save_checkpointables_async(str(path), jax.tree.map(lambda leaf: leaf, dict(items)))
 

@@ -1,8 +1,10 @@
 """A tiny recovery, as a library for the tests beside it and as a program whose end they bring about.
 
-`python tiny_run.py FOLDER [SIGNAL STEP]` trains, and sends itself SIGNAL while STEP's batch is being read.
+`python tiny_run.py FOLDER [SIGNAL STEP [MESH]]` trains, and the last of its processes sends itself SIGNAL while STEP's
+batch is being read.
 """
 
+import json
 import logging
 import os
 import signal
@@ -19,6 +21,7 @@ from jaxchop.data.batch import Batch, batch_of
 from jaxchop.errors import JaxchopError
 from jaxchop.model.config import LlamaConfig
 from jaxchop.model.llama import Llama
+from jaxchop.parallel.hosts import joined
 from jaxchop.recover.loop import recover
 
 CONFIG = LlamaConfig(
@@ -58,11 +61,14 @@ class Records:
       step += 1
 
 
-def main(folder: str, number: str = "0", at: str = "-1") -> int:
+def main(folder: str, number: str = "0", at: str = "-1", mesh: str = '{"fsdp": 1}') -> int:
   logging.basicConfig(level=logging.INFO, stream=sys.stderr, force=True)
   number = signal.Signals[number] if number != "0" else 0
+  config = settings(mesh=MeshConfig(**json.loads(mesh)))
   try:
-    recover(tiny_model(), Records(number, int(at)), settings(), Path(folder), meta={"data": "count"})
+    with joined({"recover.steps": config.steps}, float(os.environ.get("WAIT", 60))) as hosts:
+      batches = Records(number, int(at)) if hosts.index == hosts.count - 1 else Records()
+      recover(tiny_model(), batches, config, Path(folder), meta={"data": "count"}, hosts=hosts)
   except JaxchopError as error:
     print(error, file=sys.stderr)
     return error.exit_code
