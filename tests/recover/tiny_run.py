@@ -46,15 +46,17 @@ def records(step: int, rows: int = 4, size: int = 13) -> np.ndarray:
 
 
 class Records:
-  """Batches without end, which send `number` to this process while the batch of `at` is being read."""
+  """Batches without end, which send `number` to this process while the batch of `at` is read; None ends them there."""
 
   segments = False
 
-  def __init__(self, number: int = 0, at: int = -1):
+  def __init__(self, number: int | None = 0, at: int = -1):
     self.number, self.at = number, at
 
   def from_step(self, step: int, rows: np.ndarray) -> Generator[Batch, None, None]:
     while True:
+      if step == self.at and self.number is None:
+        return
       if step == self.at:
         os.kill(os.getpid(), self.number)
       yield batch_of(records(step)[rows])
@@ -63,7 +65,8 @@ class Records:
 
 def main(folder: str, number: str = "0", at: str = "-1", mesh: str = '{"fsdp": 1}') -> int:
   logging.basicConfig(level=logging.INFO, stream=sys.stderr, force=True)
-  number = signal.Signals[number] if number != "0" else 0
+  sent = {"0": 0, "NONE": None}
+  number = sent[number] if number in sent else signal.Signals[number]
   config = settings(mesh=MeshConfig(**json.loads(mesh)))
   try:
     with joined({"recover.steps": config.steps}, float(os.environ.get("WAIT", 60))) as hosts:

@@ -1,0 +1,43 @@
+"""Real processes over gloo, two devices each, that train the tiny model of tests/recover."""
+
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+PROGRAM = Path(__file__).parent.parent / "recover" / "tiny_run.py"
+Start = Callable[..., list[subprocess.Popen[str]]]
+
+
+@pytest.fixture(scope="package")
+def compiled(tmp_path_factory: pytest.TempPathFactory) -> str:
+  """What one process has compiled serves the later ones."""
+  return str(tmp_path_factory.mktemp("compiled"))
+
+
+@pytest.fixture
+def start(compiled: str) -> Iterator[Start]:
+  """Starts `count` processes of one run: `start(2, FOLDER, "SIGTERM", "9", mesh='{"fsdp": 4}', devices=2)`."""
+  started: list[subprocess.Popen[str]] = []
+
+  def begin(count: int, folder: Path, *arguments: str, mesh: str, devices: int = 2) -> list[subprocess.Popen[str]]:
+    with socket.create_server(("", 0)) as server:
+      port = server.getsockname()[1] - 1
+    command = [sys.executable, "-W", "error", str(PROGRAM), str(folder), *(arguments or ("0", "-1")), mesh]
+    cache = {"JAX_COMPILATION_CACHE_DIR": compiled, "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
+    found = []
+    for index in range(count):
+      told = {"JAX_COORDINATOR_ADDRESS": f"localhost:{port}", "JAX_NUM_PROCESSES": str(count)}
+      environment = os.environ | cache | told | {"JAX_PROCESS_ID": str(index), "JAX_NUM_CPU_DEVICES": str(devices)}
+      found.append(subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment))
+    started.extend(found)
+    return found
+
+  yield begin
+  for process in started:
+    process.kill()
+    process.communicate()
