@@ -54,6 +54,10 @@ def test_a_latency_is_timed_once(recipe, monkeypatch):
     (RecoverConfig(accumulate=3), r"accumulate is 3, which does not divide recover\.batch_size 4"),
     (RecoverConfig(optimizer=OptimizerConfig(decay_share=2.0)), r"decay_share is 2\.0"),
     (
+      RecoverConfig(mesh=MeshConfig(fsdp=1, context=3)),
+      r"mesh\.context is 3, which does not divide recover\.seq_len, 256",
+    ),
+    (
       RecoverConfig(mesh=MeshConfig(fsdp=1, tensor=4)),
       r"mesh\.tensor is 4, which does not divide the model's key/value",
     ),
