@@ -76,3 +76,9 @@ def test_a_text_read_too_often_is_said_beforehand(recipe, tmp_path, caplog, step
   settings = RecoverConfig(steps=steps, batch_size=64, seq_len=64)
   Job(recipe(PruneConfig(drop="1"), data=DataConfig(source=str(tmp_path / "text.jsonl")), recover=settings)).recovered()
   assert any("learned by heart" in line for line in caplog.messages) == warned
+
+
+def test_a_recovery_between_rounds_has_no_run_to_fork_from(recipe):
+  prune = PruneConfig(criterion="block_influence", count=2, rounds=2, recover_between=2)
+  with pytest.raises(UsageError, match=r"recover\.fork: a recovery between rounds has no run to fork from"):
+    Job(recipe(prune, recover=RecoverConfig(fork="runs/x")))
