@@ -22,6 +22,7 @@ from typing import Any, NoReturn
 from jsonargparse import ActionConfigFile, ArgumentParser, DefaultHelpFormatter, Namespace, set_parsing_settings
 
 from jaxchop.config import (
+  BuildConfig,
   DataConfig,
   EvaluateConfig,
   ExportConfig,
@@ -33,6 +34,7 @@ from jaxchop.config import (
 )
 from jaxchop.errors import JaxchopError, Preempted
 
+_TEXT = "files (.txt .md .jsonl .parquet, .gz or .zst; globs), tfds://name/config, hf://name, or `builtin`"
 _MODEL = "a folder, a .gguf file, a hub id (org/name[@revision]), `builtin`, or a run folder"
 
 
@@ -134,6 +136,18 @@ def _report(parser: _Parser) -> None:
   parser.add_argument("run", help="run folder")
 
 
+def _data_build(parser: _Parser) -> None:
+  parser.add_argument("sources", nargs="+", help=_TEXT)
+  parser.add_argument("-o", "--out", required=True, help="folder to write; the same one goes on where it stopped")
+  parser.add_argument("--model", default="builtin", help=f"whose tokenizer: {_MODEL}")
+  parser.add_argument("--overwrite", action="store_true", help="replace a finished cache")
+  parser.add_class_arguments(BuildConfig)
+
+
+def _data_inspect(parser: _Parser) -> None:
+  parser.add_argument("folder", help="cache that `data build` wrote")
+
+
 def _speed(parser: _Parser) -> None:
   parser.add_argument("models", nargs="+", help=f"each {_MODEL}")
   parser.add_argument("--batch", type=int, default=1, help="prompts at once")
@@ -165,6 +179,8 @@ _COMMANDS: dict[str, tuple[str, Callable[[_Parser], None]]] = {
   "export": ("write a run's weights as a stock Hugging Face folder", _export),
   "check": ("prove that a Hugging Face folder is sound and loads elsewhere", _check),
   "report": ("write report.html of a run", _report),
+  "data build": ("tokenise text once into a cache of fixed-length records", _data_build),
+  "data inspect": ("show what a cache holds and check every byte of it", _data_inspect),
   "speed": ("measure prefill and decode speed of models side by side", _speed),
   "generate": ("continue prompts", _generate),
 }
@@ -175,14 +191,19 @@ def parser() -> _Parser:
   set_parsing_settings(docstring_parse_attribute_docstrings=True)
   about = "Drop layers of a Llama-family model, recover it, write it back."
   root = _Parser(prog="jaxchop", description=about, formatter_class=_Formatter)
-  commands = root.add_subcommands(required=True)
+  commands = {"": root.add_subcommands(required=True)}
   for name, (words, add_arguments) in _COMMANDS.items():
+    group, _, own = name.rpartition(" ")
+    if group not in commands:
+      above = _Parser(description=f"Commands about {group}.", formatter_class=_Formatter)
+      commands[""].add_subcommand(group, above, help=f"commands about {group}")
+      commands[group] = above.add_subcommands(required=True)
     sub = _Parser(description=f"{words[0].upper()}{words[1:]}.", formatter_class=_Formatter)
     add_arguments(sub)
     sub.add_argument("--json", action="store_true", help="print one JSON object on standard output, nothing else")
     sub.add_argument("--quiet", action="store_true", help="no progress and no log lines")
     sub.add_argument("--debug", action="store_true", help="show the traceback of an error")
-    commands.add_subcommand(name, sub, help=words)
+    commands[group].add_subcommand(own, sub, help=words)
   return root
 
 
@@ -197,8 +218,7 @@ def main(argv: Sequence[str] | None = None) -> int:
   """Runs one command and returns its exit code."""
   root = parser()
   options = root.instantiate(root.parse_args(_recipe_first(list(sys.argv[1:] if argv is None else argv))))
-  name: str = options.subcommand
-  settings: Namespace = options[name]
+  name, settings = _chosen(options)
   level = logging.WARNING if settings.quiet else logging.INFO
   logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[_ToStderr()])
   logging.getLogger("jaxchop").setLevel(level)
@@ -210,7 +230,7 @@ def main(argv: Sequence[str] | None = None) -> int:
   commands = importlib.import_module("jaxchop.commands")
   try:
     with _terminable():
-      result: Any = getattr(commands, name)(settings)
+      result: Any = getattr(commands, name.replace(" ", "_"))(settings)
   except JaxchopError as error:
     if settings.debug:
       raise
@@ -225,6 +245,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     importlib.import_module("jaxchop.show").show(name, result)
   # `check` answers for itself; `export` and `run` carry the answer of theirs.
   return 0 if result.get("check", result).get("ok", True) else 1
+
+
+def _chosen(options: Namespace) -> tuple[str, Namespace]:
+  """Returns the command, as "data build", and its settings."""
+  name: str = options.subcommand
+  settings: Namespace = options[name]
+  if inner := settings.get("subcommand"):
+    return f"{name} {inner}", settings[inner]
+  return name, settings
 
 
 @contextlib.contextmanager

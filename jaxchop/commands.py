@@ -1,13 +1,18 @@
 """What each sub-command does: opens what it names, calls one room, returns an object that JSON can hold."""
 
 import dataclasses
+import os
 import tempfile
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from jaxchop import stages
-from jaxchop.config import EvaluateConfig, PruneConfig, Recipe, RecoverConfig, ScoreConfig
+from jaxchop.config import BuildConfig, EvaluateConfig, PruneConfig, Recipe, RecoverConfig, ScoreConfig
+from jaxchop.data.pack import pack
+from jaxchop.data.packed import open_packed
+from jaxchop.data.sources import Corpus
 from jaxchop.data.texts import read_splits
 from jaxchop.describe import describe
 from jaxchop.errors import UsageError
@@ -156,6 +161,28 @@ def check(options: Any) -> dict[str, Any]:
 
 def report(options: Any) -> dict[str, Any]:
   return {"report": str(write_report(Path(options.run)))}
+
+
+def data_build(options: Any) -> dict[str, Any]:
+  settings, subject = _settings(BuildConfig, options), Subject(options.model)
+  if not subject.eos:
+    raise UsageError(f"{options.model}: names no EOS token to end documents with; set eos_token_id in its config.json")
+  start = time.monotonic()
+  packed = pack(
+    Corpus(options.sources, text_field=settings.text_field),
+    subject.tokenizer,
+    seq_len=settings.seq_len,
+    out=Path(options.out),
+    eos=subject.eos[0],
+    segments=settings.segments,
+    workers=settings.workers or os.cpu_count() or 1,
+    overwrite=options.overwrite,
+  )
+  return packed.describe() | {"seconds": time.monotonic() - start}
+
+
+def data_inspect(options: Any) -> dict[str, Any]:
+  return open_packed(Path(options.folder)).describe() | {"ok": True}
 
 
 def speed(options: Any) -> dict[str, Any]:

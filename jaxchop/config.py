@@ -34,7 +34,14 @@ class DataConfig:
   """Which text to score, train and evaluate on."""
 
   source: str = "builtin"
-  """Files (.txt .md .jsonl .parquet, .gz or .zst; globs), tfds://name/config, hf://name, or `builtin`."""
+  """Files (.txt .md .jsonl .parquet, .gz or .zst; globs), tfds://name/config, hf://name, or `builtin`; to train on,
+  also the folder of a cache."""
+  corpora: dict[str, str] = field(default_factory=dict)
+  """Several texts or caches to train on side by side, by names of your own, in place of source."""
+  weights: dict[int, dict[str, float]] = field(default_factory=dict)
+  """Shares of the corpora from a step on, as {0: {web: 7, code: 3}, 1000: {web: 1, code: 1}}; unset, by their size."""
+  workers: int = 0
+  """Processes that read records ahead of the steps; 0 means threads."""
   text_field: str = "text"
   """Field of a jsonl object, column of a parquet file or feature of a data set that holds the text."""
   held_out: str | None = None
@@ -47,6 +54,20 @@ class DataConfig:
   """Share of the source set aside for scoring, when calibration is unset."""
   seed: int = 0
   """Decides which document goes where."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class BuildConfig:
+  """How text becomes a cache of token records."""
+
+  seq_len: int = 2048
+  """Tokens a record; a recovery's seq_len must be the same."""
+  segments: bool = False
+  """Keep documents apart: positions restart with each, attention and predictions do not cross."""
+  text_field: str = "text"
+  """Field of a jsonl object, column of a parquet file or feature of a data set that holds the text."""
+  workers: int | None = None
+  """Processes that tokenise; unset, one a core. The cache is the same for any number."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,12 +1,18 @@
 """Files that appear whole or not at all: written beside their place, flushed, renamed."""
 
 import contextlib
+import fcntl
 import json
 import os
+import socket
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from jaxchop.errors import JaxchopError
+
+# Stands in a folder that one process at a time may write to.
+LOCK = ".lock"
 
 
 def write_text(path: Path, text: str) -> None:
@@ -45,3 +51,24 @@ def read_json(path: Path) -> Any:
     raise JaxchopError(f"{path}: cannot be read: {error.strerror}") from error
   except ValueError as error:
     raise JaxchopError(f"{path}: not a JSON file: {error}") from error
+
+
+@contextlib.contextmanager
+def locked(folder: Path) -> Iterator[None]:
+  """Keeps other writers out of a folder while the block runs; the system frees the lock of a process that died."""
+  folder.mkdir(parents=True, exist_ok=True)
+  with (folder / LOCK).open("a+") as file:
+    try:
+      fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+      file.seek(0)
+      raise JaxchopError(
+        f"{folder}: another jaxchop writes here ({file.read().strip()}); wait for it or choose another folder"
+      ) from error
+    file.truncate(0)
+    file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
+    file.flush()
+    try:
+      yield
+    finally:
+      file.truncate(0)

@@ -4,6 +4,8 @@ import dataclasses
 import functools
 import json
 import logging
+import os
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +13,9 @@ from jaxchop import stages
 from jaxchop.config import Recipe
 from jaxchop.data.loader import Loader
 from jaxchop.data.pack import pack
-from jaxchop.data.packed import MANIFEST, Packed, open_packed, tokenizer_digest
-from jaxchop.data.sources import digest
-from jaxchop.data.split import Splits
-from jaxchop.data.texts import read_splits
+from jaxchop.data.packed import MANIFEST, Packed, open_packed, read_manifest, tokenizer_digest
+from jaxchop.data.sources import Document, digest
+from jaxchop.data.texts import Texts, is_cache, read_splits
 from jaxchop.errors import UsageError
 from jaxchop.files import write_json
 from jaxchop.model.llama import Llama
@@ -33,6 +34,8 @@ Layers = tuple[int, ...]
 log = logging.getLogger("jaxchop")
 # Up to so many readings a text teaches nearly as much as new text would (arXiv 2305.16264, section 5).
 _WORN = 4
+# Characters of text for which it is worth to start one more process that tokenises.
+_WORTH = 50_000_000
 
 
 class Job:
@@ -54,11 +57,17 @@ class Job:
       make_step(recipe.recover)
       rows = recipe.recover.batch_size // recipe.recover.accumulate
       make_mesh(recipe.recover.mesh, self.subject.checkpoint.architecture, rows, recipe.recover.seq_len)
+      for spec in filter(is_cache, self.texts.specs.values()):
+        if (length := read_manifest(Path(spec), self.subject.tokenizer).seq_len) != recipe.recover.seq_len:
+          raise UsageError(
+            f"{spec}: holds records of {length} tokens, not of {recipe.recover.seq_len}: set recover.seq_len to "
+            f"{length} or build another cache"
+          )
     # What was left in each round of scoring, the whole model first.
     self._rounds: list[Layers] = []
 
   @functools.cached_property
-  def texts(self) -> Splits:
+  def texts(self) -> Texts:
     return read_splits(self.recipe.data)
 
   @functools.cached_property
@@ -83,39 +92,66 @@ class Job:
   @property
   def cut_by(self) -> tuple[Any, ...]:
     """What the pruned weights depend on beside the whole ones."""
-    plan, text = self.plan, digest(self.texts.training)
-    fitted = (plan.repair, self.recipe.merging, text) if plan.repair else ()
-    trained = (self._rounds, self.recipe.prune.recover_between, self.recipe.recover, text)
+    plan = self.plan
+    fitted = (plan.repair, self.recipe.merging, digest(self.texts.training)) if plan.repair else ()
+    trained = (self._rounds, self.recipe.prune.recover_between, self.recipe.recover, self.trained_on)
     return plan.keep, *plan.merges, *fitted, *(trained if self.recipe.prune.recover_between else ())
 
   @functools.cached_property
-  def packed(self) -> Packed:
-    """The training text as token records, packed once and checked each time."""
-    tokenizer, length, out = self.subject.tokenizer, self.recipe.recover.seq_len, self.folder.data
+  def trained_on(self) -> Any:
+    """What the recovered weights depend on of the text: digests, by corpus where there are several, and the weights."""
+    found = {
+      name: read_manifest(text).digest if isinstance(text, Path) else digest(text)
+      for name, text in self.texts.corpora.items()
+    }
+    return [found, self.recipe.data.weights] if self.recipe.data.corpora else found[""]
+
+  @functools.cached_property
+  def corpora(self) -> dict[str, Packed]:
+    """The token records to train on, by corpus: text is packed once, and every byte is checked each time."""
+    found = {}
+    for name, text in self.texts.corpora.items():
+      out = text if isinstance(text, Path) else self._packed(name, text)
+      found[name] = open_packed(out, self.subject.tokenizer)
+    return found
+
+  def _packed(self, name: str, text: Iterable[Document]) -> Path:
+    tokenizer, length, eos = self.subject.tokenizer, self.recipe.recover.seq_len, self.subject.eos[0]
+    out, note = self.folder.data / name, self.folder.measured / ("-".join(filter(None, ("data", name))) + ".json")
+    text_digest = digest(text)
 
     def make() -> dict[str, Any]:
-      return {"digest": pack(self.texts.training, tokenizer, seq_len=length, out=out, eos=self.subject.eos[0]).digest}
+      size = sum(len(document.text) for document in text)
+      workers = min(1 + size // _WORTH, os.cpu_count() or 1)
+      packed = pack(text, tokenizer, seq_len=length, out=out, eos=eos, workers=workers, overwrite=True)
+      return {"digest": packed.digest}
 
-    key = digest(self.texts.training), tokenizer_digest(tokenizer), length
-    standing(self.folder.measured / "data.json", key, make, product=out / MANIFEST)
-    return open_packed(out, tokenizer)
+    key = text_digest, tokenizer_digest(tokenizer), length
+    standing(note, key, make, product=out / MANIFEST)
+    return out
 
   def recovered(self) -> Recovered:
     """Returns the pruned model after continued pretraining; the whole one is let go first."""
-    start, packed, cut_by = self.small, self.packed, self.cut_by
+    start, corpora, cut_by = self.small, self.corpora, self.cut_by
     del self.small, self.whole
-    return self._recover(start, self.recipe.recover.steps, self.folder.path, packed, cut_by)
+    return self._recover(start, self.recipe.recover.steps, self.folder.path, corpora, cut_by)
 
-  def _recover(self, start: Llama, steps: int, folder: Path, packed: Packed, cut_by: tuple[Any, ...]) -> Recovered:
-    settings = dataclasses.replace(self.recipe.recover, steps=steps)
-    batches = Loader(packed, batch_size=settings.batch_size, seed=settings.seed)
-    if (times := steps * settings.batch_size / packed.records) > _WORN:
-      log.warning(
-        "recover.steps: %d steps read the training text %.0f times; beyond %d it is learned by heart and held-out "
-        "text gets worse; give more text or fewer steps",
-        *(steps, times, _WORN),
-      )
-    meta = {"source": self.subject.identity, "cut": json.loads(json.dumps(cut_by, default=str)), "data": packed.digest}
+  def _recover(
+    self, start: Llama, steps: int, folder: Path, corpora: Mapping[str, Packed], cut_by: tuple[Any, ...]
+  ) -> Recovered:
+    settings, data = dataclasses.replace(self.recipe.recover, steps=steps), self.recipe.data
+    schedule = {step: [shares.get(name, 0.0) for name in corpora] for step, shares in data.weights.items()}
+    batches = Loader([*corpora.values()], batch_size=settings.batch_size, seed=settings.seed, weights=schedule)
+    for name, times in zip(corpora, batches.epochs(steps), strict=True):
+      if times > _WORN:
+        log.warning(
+          "recover.steps: %d steps read the training text%s %.0f times; beyond %d it is learned by heart and held-out "
+          "text gets worse; give more text or fewer steps",
+          *(steps, name and f" {name}", times, _WORN),
+        )
+    digests: Any = {name: packed.digest for name, packed in corpora.items()}
+    identity = [digests, data.weights] if data.corpora else digests[""]
+    meta = {"source": self.subject.identity, "cut": json.loads(json.dumps(cut_by, default=str)), "data": identity}
     return recover(start, batches, settings, folder, meta=meta)
 
   def _scores(self, keep: Layers) -> dict[str, Any]:
@@ -161,7 +197,7 @@ class Job:
     start = _places(self._after(before), before, keep)
     folder = self.folder.path / "rounds" / f"{len(keep)}-layers"
     about = (self._rounds[: number + 1], self.recipe.prune.recover_between)
-    return self._recover(start, self.recipe.prune.recover_between, folder, self.packed, about).model
+    return self._recover(start, self.recipe.prune.recover_between, folder, self.corpora, about).model
 
 
 def _places(model: Llama, layers: Layers, keep: Layers) -> Llama:

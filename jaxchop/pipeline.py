@@ -37,6 +37,7 @@ def run(recipe: Recipe) -> dict[str, Any]:
   JaxchopError when another process writes to the folder or a stage fails.
   """
   job = Job(recipe)
+  job.texts.require("held_out")
   with job.folder.locked():
     text = yaml.safe_dump(dataclasses.asdict(recipe), sort_keys=False)
     write_text(job.folder.recipe, text)
@@ -74,7 +75,7 @@ def measured(job: Job, name: str, model: Callable[[], Llama]) -> dict[str, Any]:
 
 def trained(job: Job) -> tuple[Any, ...]:
   """Returns what the recovered weights depend on beside the pruned model."""
-  return job.recipe.recover, digest(job.texts.training), job.recipe.export
+  return job.recipe.recover, job.trained_on, job.recipe.export
 
 
 def timed(job: Job) -> dict[str, Any]:

@@ -1,18 +1,14 @@
 """A run folder: what lies where, one writer at a time, and stages whose results stand."""
 
 import contextlib
-import fcntl
 import hashlib
 import json
-import os
-import socket
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from jaxchop.errors import JaxchopError
-from jaxchop.files import read_json, write_json
+from jaxchop.files import locked, read_json, write_json
 
 
 class RunFolder:
@@ -35,18 +31,7 @@ class RunFolder:
   @contextlib.contextmanager
   def locked(self) -> Iterator[None]:
     """Keeps other writers out while the block runs; the system frees the lock of a process that died."""
-    self.path.mkdir(parents=True, exist_ok=True)
-    with (self.path / ".lock").open("a+") as file:
-      try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-      except BlockingIOError as error:
-        file.seek(0)
-        raise JaxchopError(
-          f"{self.path}: another jaxchop writes here ({file.read().strip()}); wait for it or choose another folder"
-        ) from error
-      file.truncate(0)
-      file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
-      file.flush()
+    with locked(self.path):
       yield
 
 

@@ -148,6 +148,31 @@ def _report(console: rich.console.Console, result: Result) -> None:
   _say(console, result["report"])
 
 
+def _cache(console: rich.console.Console, result: Result) -> None:
+  table = _table("source", "documents", "bytes")
+  for source in result["sources"]:
+    table.add_row(rich.text.Text(source["name"]), f"{source['documents']:,}", size(source["bytes"]))
+  console.print(table)
+  apart = "documents apart" if result["segments"] else "documents run together"
+  _say(
+    console,
+    f"{result['folder']}: {result['records']:,} records of {result['seq_len']:,} tokens, {apart}",
+    f"{result['tokens']:,} tokens in {result['files']} files, {size(result['bytes'])}; "
+    f"{result['dropped_tokens']:,} at the end fill no record",
+    f"tokenizer {result['tokenizer_sha256'][:16]}, cache {result['digest'][:16]}",
+  )
+
+
+def _data_build(console: rich.console.Console, result: Result) -> None:
+  _cache(console, result)
+  _say(console, f"built in {result['seconds']:.0f} s")
+
+
+def _data_inspect(console: rich.console.Console, result: Result) -> None:
+  _cache(console, result)
+  _say(console, "every byte is as it was written")
+
+
 def _speed(console: rich.console.Console, result: Result) -> None:
   models = result["models"]
   table = _table("model", "prefill tokens/s", "decode tokens/s", "against the first", "compiled in")
@@ -208,6 +233,8 @@ _SHOW: dict[str, Callable[[rich.console.Console, Result], None]] = {
   "export": _export,
   "check": _check,
   "report": _report,
+  "data build": _data_build,
+  "data inspect": _data_inspect,
   "speed": _speed,
   "generate": _generate,
 }

@@ -9,7 +9,7 @@ import numpy as np
 
 from jaxchop.config import DataConfig, ExportConfig, MergingConfig, Recipe, ScoreConfig
 from jaxchop.data.sources import digest
-from jaxchop.data.split import Splits
+from jaxchop.data.texts import Texts
 from jaxchop.data.windows import first_sentences, first_windows
 from jaxchop.errors import UsageError
 from jaxchop.evaluate.speed import compare_speed
@@ -35,7 +35,7 @@ from jaxchop.subject import Subject
 def scores(
   subject: Subject,
   model: Llama,
-  texts: Splits,
+  texts: Texts,
   config: ScoreConfig,
   criteria: Sequence[str],
   data: DataConfig,
@@ -126,7 +126,7 @@ def plan(
   )
 
 
-def merged_plan(subject: Subject, recipe: Recipe, model: Llama, text: Splits, count: int | None) -> Plan:
+def merged_plan(subject: Subject, recipe: Recipe, model: Llama, text: Texts, count: int | None) -> Plan:
   """Returns what a recipe's merge makes of the whole model on the calibration text; `count` None is its threshold."""
   merging, merge = recipe.merging, recipe.prune.merge
   assert merge is not None
@@ -150,7 +150,7 @@ def merged_plan(subject: Subject, recipe: Recipe, model: Llama, text: Splits, co
   )
 
 
-def cut(subject: Subject, model: Llama, made: Plan, config: MergingConfig, texts: Callable[[], Splits]) -> Llama:
+def cut(subject: Subject, model: Llama, made: Plan, config: MergingConfig, texts: Callable[[], Texts]) -> Llama:
   """Returns the model that a plan makes of the whole one; a layer or map in place of others is fitted now."""
 
   def windows() -> tuple[np.ndarray, np.ndarray]:

@@ -10,7 +10,8 @@ import pytest
 from jaxchop.cli import main, parser
 from jaxchop.config import Recipe
 
-COMMANDS = ("run", "inspect", "score", "prune", "recover", "evaluate", "export", "check", "report", "speed", "generate")
+COMMANDS = ("run", "inspect", "score", "prune", "recover", "evaluate", "export", "check", "report", "data build")
+COMMANDS += ("data inspect", "speed", "generate")
 
 
 def refused(capsys, *argv):
@@ -27,7 +28,7 @@ def refused(capsys, *argv):
 @pytest.mark.parametrize("command", COMMANDS)
 def test_every_command_explains_every_option(command, capsys):
   with pytest.raises(SystemExit) as caught:
-    main([command, "--help"])
+    main([*command.split(), "--help"])
   assert caught.value.code == 0
   help_text = capsys.readouterr().out
   assert "--json" in help_text
@@ -44,6 +45,8 @@ def test_help_needs_no_jax():
     (["run", "--out", "x", "--recover.stepz", "3"], "did you mean recover.steps?"),
     (["prune", "m", "--patern", "tail"], "did you mean pattern?"),
     (["prne"], "did you mean prune?"),
+    (["data", "biuld"], "did you mean build?"),
+    (["data", "build", "x", "-o", "y", "--seqlen", "3"], "did you mean seq_len?"),
     (["run", "--out", "x", "--recover.steps", "many"], "recover.steps"),
     (["run", "--out", "x", "--recover.layout", "stacked"], "recover.layout"),
     (["run", "absent.yaml"], "absent.yaml"),

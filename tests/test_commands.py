@@ -46,6 +46,18 @@ def test_inspect_counts_parameters_by_part(model, capsys):
   assert f"{found['parameters']:,}" in said(capsys, "inspect", model)
 
 
+def test_data_build_writes_a_cache_that_data_inspect_checks(here, model, capsys):
+  build = ["data", "build", "text.txt", "-o", "cache", "--model", model, "--seq_len", "32", "--workers", "1"]
+  built = answer(capsys, *build, "--segments", "true")
+  assert built["records"] * 32 + built["dropped_tokens"] + 1 == built["tokens"] and built["segments"]
+  found = answer(capsys, "data", "inspect", "cache")
+  assert found["ok"] and found["digest"] == built["digest"] and found["sources"][0]["name"] == "text.txt"
+  assert "every byte is as it was written" in said(capsys, "data", "inspect", "cache")
+  assert main([*build, "--quiet"]) == 2
+  assert "jaxchop data build: error: cache: holds a finished cache" in capsys.readouterr().err
+  assert f"{built['records']:,} records of 32 tokens" in said(capsys, *build, "--overwrite")
+
+
 def test_score_prune_and_plan_work_on_each_others_files(here, model, capsys):
   scores = answer(capsys, "score", model, "-o", "scores.json", *SCORING, *SMALL)
   values = scores["criteria"]["block_influence"]["per_layer"]

@@ -1,13 +1,17 @@
 """A plan that cost a search or a measurement is made once: a restart comes to the same one without the model."""
 
+import dataclasses
 import json
 
 import pytest
 
 from jaxchop import stages
 from jaxchop.config import DataConfig, MergingConfig, MeshConfig, OptimizerConfig, PruneConfig, Recipe, RecoverConfig
+from jaxchop.data.pack import pack
 from jaxchop.errors import UsageError
 from jaxchop.job import Job
+from jaxchop.recover.checkpoint import load_weights
+from jaxchop.subject import Subject
 
 
 @pytest.fixture
@@ -82,3 +86,41 @@ def test_a_recovery_between_rounds_has_no_run_to_fork_from(recipe):
   prune = PruneConfig(criterion="block_influence", count=2, rounds=2, recover_between=2)
   with pytest.raises(UsageError, match=r"recover\.fork: a recovery between rounds has no run to fork from"):
     Job(recipe(prune, recover=RecoverConfig(fork="runs/x")))
+
+
+@pytest.fixture
+def cache(tmp_path, tiny_folder):
+  """Builds a cache of the tiny model's tokens."""
+
+  def build(name, text, **settings):
+    subject = Subject(str(tiny_folder()))
+    out = tmp_path / name
+    pack([text], subject.tokenizer, seq_len=16, out=out, eos=subject.eos[0], **settings)
+    return str(out)
+
+  return build
+
+
+TWO_STEPS = RecoverConfig(steps=2, batch_size=4, seq_len=16, mesh=MeshConfig(fsdp=1))
+
+
+def test_a_cache_is_trained_on_as_it_is(recipe, tmp_path, cache):
+  source = cache("cache", "words of a cache " * 90, segments=True)
+  assert Job(recipe(PruneConfig(drop="1"), data=DataConfig(source=source), recover=TWO_STEPS)).recovered().steps == 2
+  assert not (tmp_path / "run" / "data").exists()
+  with pytest.raises(UsageError, match=r"holds records of 16 tokens, not of 32: set recover\.seq_len to 16"):
+    other = dataclasses.replace(TWO_STEPS, seq_len=32)
+    Job(recipe(PruneConfig(drop="1"), data=DataConfig(source=source), recover=other))
+
+
+def test_caches_and_text_are_trained_on_side_by_side(recipe, tmp_path, cache):
+  (tmp_path / "text.txt").write_text("\n\n".join(f"Paragraph {n} is about number {n}." for n in range(300)))
+  corpora = {"one": cache("cache", "words of a cache " * 90), "two": str(tmp_path / "text.txt")}
+  data = DataConfig(corpora=corpora, weights={0: {"one": 3, "two": 1}, 1: {"two": 1}})
+  job = Job(recipe(PruneConfig(drop="1"), data=data, recover=TWO_STEPS))
+  job.recovered()
+  meta = load_weights(job.folder.checkpoints)[1]
+  assert meta["data"] == [
+    {name: packed.digest for name, packed in job.corpora.items()},
+    {"0": {"one": 3, "two": 1}, "1": {"two": 1}},
+  ]

@@ -1,195 +1,253 @@
 """Text packed once into fixed-length token records: array_record shards and a manifest that vouches for them.
 
 Every document is followed by EOS and all are concatenated. A record holds seq_len + 1 tokens, and the next one starts
-at its last token: so every token of the stream but the first is predicted exactly once.
+at its last token: so every token of the stream but the first is predicted exactly once. What stands in the folder does
+not depend on how many processes tokenised, nor on how often the building was stopped.
 """
 
+import contextlib
+import dataclasses
 import hashlib
 import importlib.metadata
-import itertools
-import os
+import logging
 from collections.abc import Iterable, Iterator, Sized
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-from array_record.python import array_record_module
-
-from jaxchop.data.packed import FORMAT, MANIFEST, SHARD_NAME, Packed, open_packed, read_manifest, tokenizer_digest
+from jaxchop.data.cut import Cut
+from jaxchop.data.journal import JOURNAL, BuildJournal, Place
+from jaxchop.data.packed import FORMAT, MANIFEST, SHARD_NAME, Packed, manifest_bytes, read_manifest, tokenizer_digest
+from jaxchop.data.record import FEATURES, INFO, SEGMENTS, TOKENS, encode, id_dtype, tfds_files
+from jaxchop.data.shards import ASIDE, ShardWriter, keep_standing
 from jaxchop.data.sources import Document
+from jaxchop.data.tokenise import tokenised
 from jaxchop.errors import JaxchopError, UsageError
-from jaxchop.files import write_json
+from jaxchop.files import LOCK, locked, write_bytes
 from jaxchop.progress import Bar, stage
 
 if TYPE_CHECKING:
   from transformers import PreTrainedTokenizerFast
 
-__all__ = ["Packed", "open_packed", "pack"]
+log = logging.getLogger("jaxchop")
 # Bytes of tokens in one shard, about.
 SHARD_BYTES = 1 << 26
-# Characters tokenised at once: enough to keep every core busy, little against the machine's memory.
+# Characters tokenised at once: enough to keep a process busy, little against the machine's memory.
 _BATCH = 1 << 20
-# Behind a shard's name until all of them are written.
-_ASIDE = ".tmp"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class Layout:
+  """What a record holds: the token ids, and where asked for the number of the document that each is of."""
+
+  seq_len: int
+  dtypes: dict[str, Any]
+  eos: int
+
+
+class Account:
+  """What was read so far: documents and bytes of each source, and a digest of all texts."""
+
+  def __init__(self) -> None:
+    self.documents = 0
+    self._all = hashlib.sha256()
+    self._counts: dict[str, dict[str, int]] = {}
+    self._digests: dict[str, Any] = {}
+
+  @property
+  def digest(self) -> str:
+    return self._all.hexdigest()
+
+  def add(self, document: Document) -> None:
+    data = document.text.encode()
+    source = self._counts.setdefault(document.source, {"documents": 0, "bytes": 0})
+    source["documents"] += 1
+    source["bytes"] += len(data)
+    for total in (self._digests.setdefault(document.source, hashlib.sha256()), self._all):
+      total.update(len(data).to_bytes(8, "little") + data)
+    self.documents += 1
+
+  def sources(self) -> list[dict[str, Any]]:
+    """Returns the manifest's entries of the sources; a digest is over the texts, each behind its length."""
+    return [{"name": name, "sha256": self._digests[name].hexdigest(), **n} for name, n in self._counts.items()]
+
+
+class _TextChanged(Exception):
+  """The documents before a place are not those that were read when the place was noted."""
 
 
 def pack(
-  documents: Iterable[Document], tokenizer: "PreTrainedTokenizerFast", *, seq_len: int, out: Path, eos: int
+  documents: Iterable[Document | str],
+  tokenizer: "PreTrainedTokenizerFast",
+  *,
+  seq_len: int,
+  out: Path,
+  eos: int,
+  segments: bool = False,
+  workers: int = 1,
+  overwrite: bool = False,
 ) -> Packed:
   """Tokenises the documents into records of `seq_len` + 1 ids in folder `out` and returns what was written.
 
-  The same documents, tokenizer and versions give the same bytes. Shards are written aside; the manifest comes last, so
-  that an interrupted run leaves what stood there before or nothing that `open_packed` accepts. Raises UsageError on a
-  folder that holds other files or on an impossible setting, JaxchopError when the text does not fill one record.
+  `segments` stores beside every token which of the record's documents it is of. The same documents, tokenizer, settings
+  and versions give the same bytes. Shards are written aside and the manifest comes last: what stood in the folder
+  stands until all is done, and a later call goes on behind the shards that an interrupted one finished. `workers` above
+  1 starts processes, so a program must guard its own main module. Raises UsageError on a folder that holds other files,
+  or a finished cache without `overwrite`, and on an impossible setting; JaxchopError when another process builds there
+  or the text does not fill one record.
   """
   if seq_len < 1:
     raise UsageError(f"seq_len is {seq_len}; a record predicts at least one token")
+  if workers < 1:
+    raise UsageError(f"workers is {workers}; at least one process tokenises")
   if not 0 <= eos < len(tokenizer):
     raise UsageError(f"EOS token {eos} is outside the tokenizer's vocabulary of {len(tokenizer)}; use one inside")
-  _prepare(out)
-  stream = _Stream(tokenizer, eos)
-  total = len(documents) if isinstance(documents, Sized) else None
-  with stage("Packing text into records", total, "documents") as bar:
-    shards = list(_write_shards(_records(stream.ids(documents, bar), seq_len), out))
-  if not shards:
-    raise JaxchopError(
-      f"the text has {stream.tokens} tokens, too few for a record of {seq_len + 1}: name more text, or set seq_len to "
-      f"at most {max(stream.tokens - 1, 1)}"
-    )
-  records = sum(shard["records"] for shard in shards)
-  counts = {"seq_len": seq_len, "records": records, "dropped_tokens": stream.tokens - records * seq_len - 1}
-  _commit(out, shards)
-  content = {"format": FORMAT, "versions": _versions(), **counts, **stream.description(), "shards": shards}
-  write_json(out / MANIFEST, content)
+  _refuse_others(out)
+  with locked(out):
+    if not overwrite and (out / MANIFEST).exists():
+      raise UsageError(f"{out}: holds a finished cache; choose another folder, or say overwrite to replace it")
+    # A record's segments count from 1 and are at most as many as its tokens.
+    dtypes = {TOKENS: id_dtype(len(tokenizer))} | ({SEGMENTS: id_dtype(seq_len + 2)} if segments else {})
+    build = _Build(Layout(seq_len=seq_len, dtypes=dtypes, eos=eos), tokenizer, out, workers)
+    try:
+      build.run(documents)
+    except _TextChanged:
+      if iter(documents) is documents:
+        raise JaxchopError(
+          f"{out}: the text has changed since this cache was begun; delete {out / JOURNAL} to begin anew"
+        ) from None
+      log.warning("%s: the text has changed since this cache was begun; it is built anew", out)
+      build.journal.keep(0)
+      build.run(documents)
   return read_manifest(out)
 
 
-class _Stream:
-  """The tokens of all documents in a row, and the account of where they came from."""
+class _Build:
+  """One cache in the making."""
 
-  def __init__(self, tokenizer: "PreTrainedTokenizerFast", eos: int):
-    self.tokenizer, self.eos = tokenizer, eos
-    self.dtype = np.dtype("<u2" if len(tokenizer) <= 1 << 16 else "<u4")
-    self.tokens = 0
-    self._sources: dict[str, dict[str, int]] = {}
-    self._digests: dict[str, Any] = {}
+  def __init__(self, layout: Layout, tokenizer: "PreTrainedTokenizerFast", out: Path, workers: int):
+    self.layout, self.out, self.workers = layout, out, workers
+    self.tokenizer = tokenizer.backend_tokenizer.to_str()
+    self.about = {
+      "format": FORMAT,
+      "versions": {name: importlib.metadata.version(name) for name in ("jaxchop", "array_record", "tokenizers")},
+      "seq_len": layout.seq_len,
+      "dtypes": {name: dtype.name for name, dtype in layout.dtypes.items()},
+      "eos": layout.eos,
+      "tokenizer_sha256": tokenizer_digest(tokenizer),
+    }
+    self.per_shard = max(SHARD_BYTES // (layout.dtypes[TOKENS].itemsize * (layout.seq_len + 1)), 1)
+    self.journal = BuildJournal(out, self.about | {"per_shard": self.per_shard})
+    keep_standing(self.journal, out)
 
-  def ids(self, documents: Iterable[Document], bar: Bar) -> Iterator[np.ndarray]:
-    """Yields the ids of the documents, each ended by EOS, a batch of documents at a time."""
-    for batch in _batches(documents):
-      texts = [document.text for document in batch]
-      ids = self.tokenizer(texts, add_special_tokens=False, return_attention_mask=False, verbose=False)["input_ids"]
-      for document in batch:
-        self._account(document)
-      joined = np.concatenate([np.array([*row, self.eos], self.dtype) for row in ids])
-      self.tokens += len(joined)
-      bar.advance(len(batch), f"{self.tokens} tokens")
-      yield joined
+  def run(self, documents: Iterable[Document | str]) -> None:
+    """Writes what is missing of the cache; raises _TextChanged when what stands is of another text."""
+    if self.journal.finished:
+      log.info("%s: %d files of an earlier build stand; going on behind them", self.out, len(self.journal.finished))
+    self.journal.begin()
+    account, total = Account(), len(documents) if isinstance(documents, Sized) else None
+    with stage("Packing text into records", total, "documents") as bar:
+      tokens, last = self._write(_named(documents), account, bar)
+    shards = [shard for shard, _ in self.journal.finished] + ([last] if last else [])
+    if not shards:
+      size = self.layout.seq_len + 1
+      raise JaxchopError(
+        f"the text has {tokens} tokens, too few for a record of {size}: name more text, or set seq_len to at most "
+        f"{max(tokens - 1, 1)}"
+      )
+    self._commit(shards, tokens, account)
 
-  def _account(self, document: Document) -> None:
-    data = document.text.encode()
-    source = self._sources.setdefault(document.source, {"documents": 0, "bytes": 0})
-    source["documents"] += 1
-    source["bytes"] += len(data)
-    digest = self._digests.setdefault(document.source, hashlib.sha256())
-    digest.update(len(data).to_bytes(8, "little") + data)
+  def _write(self, documents: Iterator[Document], account: Account, bar: Bar) -> tuple[int, dict[str, Any] | None]:
+    """Returns the tokens of the whole stream and the entry of the last shard, where it is not full."""
+    seq_len, place = self.layout.seq_len, self.journal.place
+    writer = ShardWriter(self.out, self.per_shard, len(self.journal.finished))
+    # Tokens of the documents before the first one that is tokenised now.
+    tokens = sum(shard["records"] for shard, _ in self.journal.finished) * seq_len - place.token
+    cut = Cut(seq_len, place, self.layout.dtypes.get(SEGMENTS))
+    begun = tokens
+    batches = tokenised(
+      _batches(documents, account, place), self.tokenizer, self.layout.eos, self.layout.dtypes[TOKENS], self.workers
+    )
+    with contextlib.closing(batches):
+      for before, found in batches:
+        tokens += len(found.ids)
+        for record in cut.records(found, before):
+          if shard := writer.write(encode(record.ids, record.segments)):
+            self.journal.note(shard, cut.behind(record))
+        rate = (tokens - begun) / max(bar.seconds, 1e-9)
+        bar.advance(account.documents - bar.done, f"{tokens:,} tokens, {rate:,.0f} tokens/s")
+    bar.advance(account.documents - bar.done)
+    return tokens, writer.finish()
 
-  def description(self) -> dict[str, Any]:
-    """Returns the manifest's fields about tokens and sources; a digest is over the texts, each behind its length."""
-    return {
-      "dtype": self.dtype.name,
-      "eos": self.eos,
-      "tokens": self.tokens,
-      "tokenizer_sha256": tokenizer_digest(self.tokenizer),
-      "sources": [
-        {"name": name, "sha256": self._digests[name].hexdigest(), **counts} for name, counts in self._sources.items()
+  def _commit(self, shards: list[dict[str, Any]], tokens: int, account: Account) -> None:
+    """Puts the new files in the place of the old ones; until then the folder stays as it was."""
+    seq_len, records = self.layout.seq_len, sum(shard["records"] for shard in shards)
+    total_bytes = sum(shard["bytes"] for shard in shards)
+    files = tfds_files(self.layout.dtypes, seq_len + 1, [shard["records"] for shard in shards], total_bytes)
+    content = self.about | {
+      "records": records,
+      "tokens": tokens,
+      "dropped_tokens": tokens - records * seq_len - 1,
+      "sources": account.sources(),
+      "shards": shards,
+      "beside": [
+        {"file": name, "bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()} for name, data in files.items()
       ],
     }
+    files[MANIFEST] = manifest_bytes(content)
+    for name, data in files.items():
+      write_bytes(self.out / (name + ASIDE), data)
+    (self.out / MANIFEST).unlink(missing_ok=True)
+    names = [shard["file"] for shard in shards] + list(files)
+    for path in list(self.out.iterdir()):
+      if path.name not in (LOCK, JOURNAL) and path.name.removesuffix(ASIDE) not in names:
+        path.unlink()
+    for name in names:
+      if (aside := self.out / (name + ASIDE)).exists():
+        aside.rename(self.out / name)
+    (self.out / JOURNAL).unlink()
 
 
-def _batches(documents: Iterable[Document]) -> Iterator[list[Document]]:
-  batch: list[Document] = []
+def _named(documents: Iterable[Document | str]) -> Iterator[Document]:
+  for number, document in enumerate(documents, start=1):
+    yield Document(f"python:{number}", document) if isinstance(document, str) else document
+
+
+def _batches(documents: Iterator[Document], account: Account, place: Place) -> Iterator[tuple[list[Place], list[str]]]:
+  """Yields the texts from the place on, in batches, each with the places at which its documents begin."""
+  places: list[Place] = []
+  texts: list[str] = []
   size = 0
   for document in documents:
-    batch.append(document)
-    size += len(document.text)
+    number = account.documents
+    if number == place.document and account.digest != place.before:
+      raise _TextChanged
+    if number >= place.document:
+      places.append(Place(document=number, before=account.digest))
+      texts.append(document.text)
+      size += len(document.text)
+    account.add(document)
     if size >= _BATCH:
-      yield batch
-      batch, size = [], 0
-  if batch:
-    yield batch
+      yield places, texts
+      places, texts, size = [], [], 0
+  if account.documents <= place.document and place.document:
+    raise _TextChanged
+  if texts:
+    yield places, texts
 
 
-def _records(stream: Iterable[np.ndarray], seq_len: int) -> Iterator[np.ndarray]:
-  """Yields records of seq_len + 1 ids; the first id of each but the first repeats the last of the one before."""
-  rest = np.array([], np.uint16)
-  for ids in stream:
-    # Of the ids' type, also when the rest is the empty start.
-    rest = np.concatenate([rest.astype(ids.dtype), ids])
-    count = max(len(rest) - 1, 0) // seq_len
-    for start in range(0, count * seq_len, seq_len):
-      yield rest[start : start + seq_len + 1]
-    rest = rest[count * seq_len :]
-
-
-def _write_shards(records: Iterator[np.ndarray], out: Path) -> Iterator[dict[str, Any]]:
-  for number in itertools.count():
-    first = next(records, None)
-    if first is None:
-      return
-    rest = itertools.islice(records, max(SHARD_BYTES // first.nbytes, 1) - 1)
-    yield _write_shard(itertools.chain([first], rest), out / f"tokens-{number:05d}.array_record")
-
-
-def _write_shard(records: Iterable[np.ndarray], path: Path) -> dict[str, Any]:
-  """Writes one shard aside and reads its count back; returns its entry in the manifest."""
-  temporary = path.with_name(path.name + _ASIDE)
-  count = 0
-  try:
-    # One record a group: any record can be read alone. The writer pads small files to what its reader accepts.
-    writer = array_record_module.ArrayRecordWriter(str(temporary), "group_size:1")
-    for record in records:
-      writer.write(record.tobytes())
-      count += 1
-    writer.close()
-    reader = array_record_module.ArrayRecordReader(str(temporary))
-    written = reader.num_records()
-    reader.close()
-  except (OSError, RuntimeError, ValueError) as error:
-    temporary.unlink(missing_ok=True)
-    raise JaxchopError(f"{temporary}: cannot be written ({error}); free space or choose another folder") from error
-  if written != count:
-    raise JaxchopError(f"{temporary}: holds {written} of {count} records; free space or choose another folder")
-  with temporary.open("rb+") as file:
-    digest = hashlib.file_digest(file, "sha256").hexdigest()
-    os.fsync(file.fileno())
-  return {"file": path.name, "records": count, "bytes": temporary.stat().st_size, "sha256": digest}
-
-
-def _prepare(out: Path) -> None:
+def _refuse_others(out: Path) -> None:
   """Makes the folder; refuses one that holds files packing did not write."""
   out.mkdir(parents=True, exist_ok=True)
-  others = sorted(path for path in out.iterdir() if path.name != MANIFEST and not _ours(path))
-  if others:
+  if others := sorted(path for path in out.iterdir() if not _ours(path.name)):
     raise UsageError(f"{others[0]}: packing did not write this file; choose an empty folder")
 
 
-def _ours(path: Path) -> bool:
-  name = path.name
-  # The second is what an interruption while the manifest was written leaves.
-  return SHARD_NAME.fullmatch(name.removesuffix(_ASIDE)) is not None or name.startswith(f".{MANIFEST}.")
-
-
-def _commit(out: Path, shards: list[dict[str, Any]]) -> None:
-  """Puts the new shards in the place of the old ones; until then the folder stays as it was."""
-  (out / MANIFEST).unlink(missing_ok=True)
-  names = {shard["file"] for shard in shards}
-  for path in list(out.iterdir()):
-    if path.name not in names and path.name.removesuffix(_ASIDE) not in names:
-      path.unlink()
-  for name in names:
-    (out / (name + _ASIDE)).rename(out / name)
-
-
-def _versions() -> dict[str, str]:
-  return {name: importlib.metadata.version(name) for name in ("jaxchop", "array_record", "tokenizers")}
+def _ours(name: str) -> bool:
+  whole = name.removesuffix(ASIDE)
+  # The last ones are what an interruption while one of these was written leaves.
+  written = (MANIFEST, FEATURES, INFO, JOURNAL)
+  return (
+    SHARD_NAME.fullmatch(whole) is not None
+    or whole in (*written, LOCK)
+    or name.startswith(tuple(f".{file}." for file in written))
+  )

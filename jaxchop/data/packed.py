@@ -7,26 +7,30 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
+from jaxchop.data.record import FEATURES, INFO, SEGMENTS, TOKENS
 from jaxchop.errors import JaxchopError
 from jaxchop.progress import stage
 
 if TYPE_CHECKING:
   from transformers import PreTrainedTokenizerFast
 
-FORMAT = "jaxchop packed tokens 1"
+FORMAT = "jaxchop packed tokens 2"
 MANIFEST = "manifest.json"
 SHARD_NAME = re.compile(r"tokens-\d{5}\.array_record")
+_BESIDE = re.compile("|".join(map(re.escape, (FEATURES, INFO))))
 _COUNTS = ("seq_len", "records", "tokens", "dropped_tokens", "eos")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
-class Shard:
-  """One array_record file."""
+class File:
+  """One file of the cache; of records, where it is an array_record file."""
 
   file: str
-  records: int
   bytes: int
   sha256: str
+  records: int = 0
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -43,16 +47,39 @@ class Packed:
   tokens: int
   # Tokens at the end of the stream that fill no record.
   dropped_tokens: int
-  # Type of the stored ids: uint16 or uint32, little endian.
-  dtype: str
+  # What is stored of each token, and its type, little endian: ids, and where asked for the document it is of.
+  dtypes: dict[str, np.dtype]
   # Token that ends each document.
   eos: int
   # The tokenizer that made the ids, see `tokenizer_digest`.
   tokenizer_sha256: str
   # sha256 of the manifest: the identity of the data.
   digest: str
-  # Files in order.
-  shards: tuple[Shard, ...]
+  # Array_record files, in order.
+  shards: tuple[File, ...]
+  # What makes the folder a data set of TFDS.
+  beside: tuple[File, ...]
+  # Where the text came from: name, sha256, documents and bytes.
+  sources: tuple[dict[str, Any], ...]
+
+  @property
+  def segments(self) -> bool:
+    """Whether the records say where documents end."""
+    return SEGMENTS in self.dtypes
+
+  def describe(self) -> dict[str, Any]:
+    """Returns what a person or a script wants to know of the cache."""
+    return {
+      "folder": str(self.path),
+      **{name: getattr(self, name) for name in ("records", "seq_len", "tokens", "dropped_tokens", "eos", "segments")},
+      "dtypes": {name: dtype.name for name, dtype in self.dtypes.items()},
+      "files": len(self.shards),
+      "bytes": sum(shard.bytes for shard in self.shards),
+      "documents": sum(source["documents"] for source in self.sources),
+      "sources": list(self.sources),
+      "tokenizer_sha256": self.tokenizer_sha256,
+      "digest": self.digest,
+    }
 
 
 def open_packed(path: Path, tokenizer: "PreTrainedTokenizerFast | None" = None) -> Packed:
@@ -61,13 +88,11 @@ def open_packed(path: Path, tokenizer: "PreTrainedTokenizerFast | None" = None) 
   Raises JaxchopError, naming the file, when one is missing, truncated or changed, or when the records were made with
   another tokenizer than `tokenizer`.
   """
-  packed = read_manifest(path)
-  if tokenizer is not None and packed.tokenizer_sha256 != tokenizer_digest(tokenizer):
-    raise JaxchopError(f"{path / MANIFEST}: packed with another tokenizer than this model's; pack the text again")
+  packed = read_manifest(path, tokenizer)
   with stage("Checking packed records", len(packed.shards), "files") as bar:
-    for shard in packed.shards:
-      _verify(path / shard.file, shard)
-      bar.advance()
+    for file in (*packed.beside, *packed.shards):
+      _verify(path / file.file, file)
+      bar.advance(int(file in packed.shards))
   return packed
 
 
@@ -79,43 +104,63 @@ def tokenizer_digest(tokenizer: "PreTrainedTokenizerFast") -> str:
   return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()
 
 
-def read_manifest(path: Path) -> Packed:
-  """Returns what folder `path` says it holds; the shards are not opened. Raises JaxchopError on a broken manifest."""
+def manifest_bytes(content: dict[str, Any]) -> bytes:
+  """Returns the manifest's file, which carries a digest of itself."""
+  return (json.dumps(content | {"sha256": _digest(content)}, indent=2, ensure_ascii=False) + "\n").encode()
+
+
+def read_manifest(path: Path, tokenizer: "PreTrainedTokenizerFast | None" = None) -> Packed:
+  """Returns what folder `path` says it holds; the shards are not opened.
+
+  Raises JaxchopError on a broken manifest, or when the records were made with another tokenizer than `tokenizer`.
+  """
   file = path / MANIFEST
   try:
     data = file.read_bytes()
     content = json.loads(data)
-  except FileNotFoundError as error:
+  except (FileNotFoundError, NotADirectoryError) as error:
     raise JaxchopError(f"{file}: missing, so packing did not finish or was never done; pack the text") from error
   except (OSError, ValueError, RecursionError) as error:
     raise JaxchopError(f"{file}: cannot be read as JSON; pack the text again") from error
   if not isinstance(content, dict) or content.get("format") != FORMAT:
     raise JaxchopError(f"{file}: not the manifest of {FORMAT!r}; pack the text again with this version")
+  if content.pop("sha256", None) != _digest(content):
+    raise JaxchopError(f"{file}: it changed since it was written; pack the text again")
+  if tokenizer is not None and _field(file, content, "tokenizer_sha256", str) != tokenizer_digest(tokenizer):
+    raise JaxchopError(f"{file}: packed with another tokenizer than this model's; pack the text again")
   return Packed(
     path=path,
-    dtype=_field(file, content, "dtype", str),
+    dtypes=_dtypes(file, content),
     tokenizer_sha256=_field(file, content, "tokenizer_sha256", str),
     digest=hashlib.sha256(data).hexdigest(),
-    shards=_shards(file, content),
+    shards=_files(file, content, "shards", SHARD_NAME, records=int),
+    beside=_files(file, content, "beside", _BESIDE),
+    sources=tuple(_field(file, content, "sources", list)),
     **{name: _field(file, content, name, int) for name in _COUNTS},
   )
 
 
-def _shards(file: Path, content: dict[str, Any]) -> tuple[Shard, ...]:
-  entries = _field(file, content, "shards", list)
-  kinds = {"file": str, "records": int, "bytes": int, "sha256": str}
-  shards = tuple(
-    Shard(**{name: _field(file, entry if isinstance(entry, dict) else {}, name, kind) for name, kind in kinds.items()})
-    for entry in entries
-  )
-  for shard in shards:
-    if not SHARD_NAME.fullmatch(shard.file):
-      raise JaxchopError(f"{file}: shard {shard.file!r} is not the name of a shard; pack the text again")
-  if content.get("dtype") not in ("uint16", "uint32") or not shards:
-    raise JaxchopError(f"{file}: dtype is neither uint16 nor uint32, or there is no shard; pack the text again")
-  if sum(shard.records for shard in shards) != content.get("records"):
+def _digest(content: dict[str, Any]) -> str:
+  return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def _dtypes(file: Path, content: dict[str, Any]) -> dict[str, np.dtype]:
+  names = _field(file, content, "dtypes", dict)
+  if TOKENS not in names or not names.keys() <= {TOKENS, SEGMENTS} or not {*names.values()} <= {"uint16", "uint32"}:
+    raise JaxchopError(f"{file}: 'dtypes' is not what this version stores; pack the text again")
+  return {name: np.dtype(names[name]).newbyteorder("<") for name in (TOKENS, SEGMENTS) if name in names}
+
+
+def _files(file: Path, content: dict[str, Any], field: str, named: re.Pattern[str], **more: type) -> tuple[File, ...]:
+  kinds = {"file": str, "bytes": int, "sha256": str, **more}
+  entries = [entry if isinstance(entry, dict) else {} for entry in _field(file, content, field, list)]
+  found = tuple(File(**{name: _field(file, entry, name, kind) for name, kind in kinds.items()}) for entry in entries)
+  for entry in found:
+    if not named.fullmatch(entry.file):
+      raise JaxchopError(f"{file}: {entry.file!r} is not the name of a packed file; pack the text again")
+  if "records" in more and (not found or sum(shard.records for shard in found) != content.get("records")):
     raise JaxchopError(f"{file}: 'records' is not the sum of the shards' records; pack the text again")
-  return shards
+  return found
 
 
 def _field(file: Path, content: dict[str, Any], name: str, kind: type) -> Any:
@@ -125,12 +170,12 @@ def _field(file: Path, content: dict[str, Any], name: str, kind: type) -> Any:
   return value
 
 
-def _verify(path: Path, shard: Shard) -> None:
+def _verify(path: Path, file: File) -> None:
   if not path.is_file():
     raise JaxchopError(f"{path}: missing; pack the text again")
   size = path.stat().st_size
-  if size != shard.bytes:
-    raise JaxchopError(f"{path}: {size} bytes, but {shard.bytes} were packed; pack the text again")
-  with path.open("rb") as file:
-    if hashlib.file_digest(file, "sha256").hexdigest() != shard.sha256:
+  if size != file.bytes:
+    raise JaxchopError(f"{path}: {size} bytes, but {file.bytes} were packed; pack the text again")
+  with path.open("rb") as stream:
+    if hashlib.file_digest(stream, "sha256").hexdigest() != file.sha256:
       raise JaxchopError(f"{path}: its bytes changed since it was packed (sha256 differs); pack the text again")

@@ -5,8 +5,9 @@ import difflib
 import glob
 import hashlib
 import importlib
+import itertools
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +50,17 @@ def documents(spec: str, *, text_field: str = "text") -> Iterator[Document]:
   if separator:
     return _not_empty(readers[scheme](rest, text_field), spec)
   return _not_empty(_builtin() if spec == BUILTIN else _files(spec, text_field), spec)
+
+
+class Corpus:
+  """The documents of several specs in a row, read anew each time they are iterated over."""
+
+  def __init__(self, specs: Sequence[str], *, text_field: str = "text"):
+    self.specs, self.text_field = specs, text_field
+
+  def __iter__(self) -> Iterator[Document]:
+    # All are looked up before the first is read: a misspelt last one is not found out an hour later.
+    return itertools.chain.from_iterable([documents(spec, text_field=self.text_field) for spec in self.specs])
 
 
 def digest(documents: Iterable[Document]) -> str:

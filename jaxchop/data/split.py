@@ -5,7 +5,7 @@ import hashlib
 import itertools
 import logging
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 from jaxchop.data.sources import Document
 from jaxchop.errors import JaxchopError, UsageError
@@ -89,9 +89,9 @@ def without_overlap(
 
   Raises JaxchopError when nothing is left of a part.
   """
-  seen = _paragraphs(held_out)
-  scored = _without(calibration, seen)
-  trained = _without(training, seen | _paragraphs(calibration))
+  seen = paragraphs(held_out)
+  scored = tuple(cut_paragraphs(calibration, seen))
+  trained = tuple(cut_paragraphs(training, seen | paragraphs(calibration)))
   for name, before, after in (("calibration", calibration, scored), ("training", training, trained)):
     if before and not after:
       raise JaxchopError(f"every paragraph of the {name} text also stands in another part: name more varied data")
@@ -114,14 +114,15 @@ def _key(paragraph: str) -> str:
   return " ".join(words) if len(words) >= MIN_WORDS else ""
 
 
-def _paragraphs(docs: Iterable[Document]) -> set[str]:
+def paragraphs(docs: Iterable[Document]) -> set[str]:
+  """Returns all paragraphs that count as their document's own."""
   return set().union(*(paragraph_keys(doc.text) for doc in docs))
 
 
-def _without(docs: Iterable[Document], seen: set[str]) -> tuple[Document, ...]:
-  """Returns the documents without the paragraphs in `seen`, and without those of which no text is left."""
+def cut_paragraphs(docs: Iterable[Document], seen: set[str]) -> Iterator[Document]:
+  """Yields the documents without the paragraphs in `seen`, and without those of which no text is left."""
   kept = (doc if paragraph_keys(doc.text).isdisjoint(seen) else _cut(doc, seen) for doc in docs)
-  return tuple(doc for doc in kept if doc.text.strip())
+  return (doc for doc in kept if doc.text.strip())
 
 
 def _cut(doc: Document, seen: set[str]) -> Document:

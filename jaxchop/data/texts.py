@@ -1,23 +1,121 @@
-"""The text of a recipe in its three parts: split from one source, or named one by one."""
+"""The text of a recipe by its uses: split from one source, or named one by one; to train on, caches as well."""
+
+import dataclasses
+import functools
+from collections.abc import Iterable, Iterator
+from pathlib import Path
 
 from jaxchop.config import DataConfig
-from jaxchop.data.sources import Document, documents
-from jaxchop.data.split import Splits, split_documents, without_overlap
+from jaxchop.data.packed import MANIFEST
+from jaxchop.data.sources import Corpus, Document, documents
+from jaxchop.data.split import Splits, cut_paragraphs, paragraphs, split_documents, without_overlap
+from jaxchop.errors import UsageError
 
 
-def read_splits(config: DataConfig) -> Splits:
+def read_splits(config: DataConfig) -> "Texts":
   """Returns calibration, training and held-out text that never overlap; what is not named is split from the source."""
-  own = split_documents(
-    documents(config.source, text_field=config.text_field),
-    held_out=0.0 if config.held_out else config.held_out_share,
-    calibration=0.0 if config.calibration else config.calibration_share,
-    seed=config.seed,
-  )
-  calibration, held_out = (_named(spec, config) for spec in (config.calibration, config.held_out))
-  if not calibration and not held_out:
-    return own
-  return without_overlap(calibration or own.calibration, own.training, held_out or own.held_out)
+  return Texts(config)
 
 
-def _named(spec: str | None, config: DataConfig) -> tuple[Document, ...]:
-  return tuple(documents(spec, text_field=config.text_field)) if spec else ()
+def is_cache(spec: str) -> bool:
+  """Returns whether a spec names a folder that `pack` wrote."""
+  return (Path(spec) / MANIFEST).is_file()
+
+
+class Texts:
+  """Three texts that share no document and no paragraph, read when first asked for.
+
+  Where corpora or a cache are trained on, calibration and held-out text have to be named; their paragraphs are left out
+  of corpora that are text. A cache is taken as it is: whoever built it has chosen its text.
+  """
+
+  def __init__(self, config: DataConfig):
+    """Raises UsageError when it is not clear what is trained on."""
+    self.config = config
+    # What is trained on, by name; the only source has none.
+    self.specs: dict[str, str] = dict(config.corpora) or {"": config.source}
+    if unknown := {name for weights in config.weights.values() for name in weights} - self.specs.keys() - {""}:
+      raise UsageError(f"data.weights: {', '.join(sorted(unknown))} is none of data.corpora; name it there")
+    for name in config.corpora:
+      if not name.replace("-", "").replace("_", "").isalnum():
+        raise UsageError(f"data.corpora: {name!r} is no name; use letters, digits, - and _")
+    self._whole = bool(config.corpora) or is_cache(config.source)
+
+  @property
+  def calibration(self) -> tuple[Document, ...]:
+    """What layers are scored on."""
+    self.require("calibration")
+    return self._parts.calibration
+
+  @property
+  def held_out(self) -> tuple[Document, ...]:
+    """What quality is measured on."""
+    self.require("held_out")
+    return self._parts.held_out
+
+  @property
+  def training(self) -> Iterable[Document]:
+    """What the pruned model is recovered on, as far as it is text; raises UsageError when all of it is caches."""
+    texts = [text for text in self.corpora.values() if not isinstance(text, Path)]
+    if not texts:
+      raise UsageError(f"data.source: {', '.join(self.specs.values())} is a cache, and text is needed; name files")
+    return texts[0] if len(texts) == 1 else _Chained(texts)
+
+  @functools.cached_property
+  def corpora(self) -> dict[str, Iterable[Document] | Path]:
+    """What is trained on, by name: documents, or the folder of a cache."""
+    return {name: self._corpus(spec) for name, spec in self.specs.items()}
+
+  def require(self, use: str) -> None:
+    """Raises UsageError when text of this use is neither named nor can be set aside."""
+    if self._whole and not getattr(self.config, use):
+      what = "data.corpora" if self.config.corpora else f"the cache {self.config.source}"
+      raise UsageError(f"data.{use}: no text is set aside from {what}; name some, as builtin")
+
+  def _corpus(self, spec: str) -> Iterable[Document] | Path:
+    if is_cache(spec):
+      return Path(spec)
+    if not self._whole:
+      return self._parts.training
+    used = paragraphs((*self._parts.calibration, *self._parts.held_out))
+    return _Without(Corpus([spec], text_field=self.config.text_field), used)
+
+  @functools.cached_property
+  def _parts(self) -> Splits:
+    config = self.config
+    calibration, held_out = (self._named(spec) for spec in (config.calibration, config.held_out))
+    if self._whole:
+      return without_overlap(calibration, (), held_out)
+    own = split_documents(
+      documents(config.source, text_field=config.text_field),
+      held_out=0.0 if config.held_out else config.held_out_share,
+      calibration=0.0 if config.calibration else config.calibration_share,
+      seed=config.seed,
+    )
+    if not calibration and not held_out:
+      return own
+    return without_overlap(calibration or own.calibration, own.training, held_out or own.held_out)
+
+  def _named(self, spec: str | None) -> tuple[Document, ...]:
+    return tuple(documents(spec, text_field=self.config.text_field)) if spec else ()
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Without:
+  """Documents without some paragraphs, cut while they are read."""
+
+  documents: Iterable[Document]
+  paragraphs: set[str]
+
+  def __iter__(self) -> Iterator[Document]:
+    return cut_paragraphs(self.documents, self.paragraphs)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Chained:
+  """The documents of several corpora, one after the other."""
+
+  corpora: list[Iterable[Document]]
+
+  def __iter__(self) -> Iterator[Document]:
+    return (document for corpus in self.corpora for document in corpus)

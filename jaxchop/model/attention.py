@@ -21,9 +21,15 @@ _HIDDEN = -1e30
 
 
 def causal_attention(
-  q_BTNH: jax.Array, k_BTKH: jax.Array, v_BTKH: jax.Array, first_B: jax.Array | None = None
+  q_BTNH: jax.Array,
+  k_BTKH: jax.Array,
+  v_BTKH: jax.Array,
+  first_B: jax.Array | None = None,
+  segments_BT: jax.Array | None = None,
 ) -> jax.Array:
   """Returns the attended values [B, T, N, H] of whole sequences; position t sees first_B..t, or 0..t without it.
+
+  With segments, in the sequence's own order, it sees of these only positions of its own segment.
 
   Queries go in blocks, so that the half of the scores which no query sees is mostly not computed. A block keeps nothing
   for its backward pass but its inputs: [T, T] scores would be most of a training step's memory.
@@ -34,15 +40,15 @@ def causal_attention(
   """
   spec = spec_of(q_BTNH)
   if spec is None or spec[1] is None:
-    return _attended(q_BTNH, k_BTKH, v_BTKH, first_B)
+    return _attended(q_BTNH, k_BTKH, v_BTKH, first_B, segments_BT)
   axis = spec[1]
 
-  def on_a_device(q_BTNH, k_BTKH, v_BTKH, first_B):
+  def on_a_device(q_BTNH, k_BTKH, v_BTKH, first_B, segments_BS):
     keys, values = _all_stripes(k_BTKH, axis), _all_stripes(v_BTKH, axis)
-    return _attended(q_BTNH, keys, values, first_B, jax.lax.axis_size(axis), jax.lax.axis_index(axis))
+    return _attended(q_BTNH, keys, values, first_B, segments_BS, jax.lax.axis_size(axis), jax.lax.axis_index(axis))
 
-  specs = spec, spec_of(k_BTKH), spec_of(v_BTKH), PartitionSpec(spec[0])
-  return jax.shard_map(on_a_device, in_specs=specs, out_specs=spec)(q_BTNH, k_BTKH, v_BTKH, first_B)
+  specs = spec, spec_of(k_BTKH), spec_of(v_BTKH), PartitionSpec(spec[0]), PartitionSpec(spec[0], None)
+  return jax.shard_map(on_a_device, in_specs=specs, out_specs=spec)(q_BTNH, k_BTKH, v_BTKH, first_B, segments_BT)
 
 
 def _all_stripes(a_BTKH: jax.Array, axis: Any) -> jax.Array:
@@ -51,16 +57,18 @@ def _all_stripes(a_BTKH: jax.Array, axis: Any) -> jax.Array:
   return a_BTCKH.reshape(len(a_BTCKH), -1, *a_BTCKH.shape[3:])
 
 
-def _attended(q_BTNH, k_BSKH, v_BSKH, first_B, stripes: int = 1, stripe: jax.Array | None = None) -> jax.Array:
+def _attended(
+  q_BTNH, k_BSKH, v_BSKH, first_B, segments_BS, stripes: int = 1, stripe: jax.Array | None = None
+) -> jax.Array:
   """Returns the attended values of one of several stripes of queries, or of all, over all keys."""
   length = q_BTNH.shape[1]
   size = max(_BLOCK, math.ceil(length / _BLOCKS))
   blocks = [(start, min(start + size, length), stripes) for start in range(0, length, size)]
-  return jnp.concatenate([_block(*at, q_BTNH, k_BSKH, v_BSKH, first_B, stripe) for at in blocks], axis=1)
+  return jnp.concatenate([_block(*at, q_BTNH, k_BSKH, v_BSKH, first_B, segments_BS, stripe) for at in blocks], axis=1)
 
 
 @functools.partial(jax.checkpoint, static_argnums=(0, 1, 2))
-def _block(start: int, end: int, stripes: int, q_BTNH, k_BSKH, v_BSKH, first_B, stripe) -> jax.Array:
+def _block(start: int, end: int, stripes: int, q_BTNH, k_BSKH, v_BSKH, first_B, segments_BS, stripe) -> jax.Array:
   """Returns the attended values of queries start..end of a stripe, which see no key beyond S = end * stripes."""
   B, _, N, H = q_BTNH.shape
   T, S, K = end - start, end * stripes, k_BSKH.shape[2]
@@ -72,6 +80,9 @@ def _block(start: int, end: int, stripes: int, q_BTNH, k_BSKH, v_BSKH, first_B, 
   visible_BTS = (slot_S <= place_T[:, None])[None]
   if first_B is not None:
     visible_BTS = visible_BTS & (slot_S >= first_B[:, None, None])
+  if segments_BS is not None:
+    own_BT = segments_BS[:, start:end] if stripe is None else segments_BS[:, place_T]
+    visible_BTS = visible_BTS & (own_BT[:, :, None] == segments_BS[:, None, :S])
   # One product for all queries of a key/value head: M = G * T.
   score_BKMS = _product("BKMH,BKHS->BKMS", q_BKGTH.reshape(B, K, -1, H), k_BKHS)
   score_BKGTS = score_BKMS.reshape(B, K, -1, T, S)

@@ -5,6 +5,7 @@ Shapes: B batch, T sequence, S cache slots, D width, F MLP width, N query heads,
 V vocabulary, L layers. Kernels are [in, out]. Everything runs in the dtype of the parameters; norms in float32.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any, Literal, TypeVar
 
@@ -15,7 +16,7 @@ from jax.ad_checkpoint import checkpoint_name
 
 from jaxchop.model import attention
 from jaxchop.model.config import LlamaConfig
-from jaxchop.model.placement import lookup, merged, parted, parts_of, product, striped
+from jaxchop.model.placement import lookup, merged, parted, parts_of, product, spec_of, striped
 from jaxchop.model.rope import rotate, rotation
 
 # How a pass walks the list: "scan" stacks it inside the program and compiles one layer, "unrolled" compiles each.
@@ -174,17 +175,37 @@ def walk(
   return carry, jax.tree.map(lambda *leaves: jnp.stack(leaves), *results)
 
 
-def positions(ids_BT: jax.Array) -> jax.Array:
-  """Returns positions_1T = 0..T-1, which broadcast over the batch; in stripes where the sequence is spread so."""
-  return striped(jnp.arange(ids_BT.shape[1])[None], parts_of(ids_BT, 1))
+def positions(ids_BT: jax.Array, segments_BT: jax.Array | None = None) -> jax.Array:
+  """Returns positions_1T = 0..T-1, which broadcast over the batch; with segments positions_BT, anew from 0 in each.
+
+  They lie in stripes where the sequence is spread so; the segments come in the sequence's own order.
+  """
+  place_BT = jnp.arange(ids_BT.shape[1])[None]
+  if segments_BT is not None:
+    begins_BT = jnp.diff(segments_BT, axis=1, prepend=segments_BT[:, :1]) != 0
+    place_BT = place_BT - jax.lax.cummax(jnp.where(begins_BT, place_BT, 0), axis=1)
+  place_BT = striped(place_BT, parts_of(ids_BT, 1))
+  spec = spec_of(ids_BT)
+  return place_BT if segments_BT is None or spec is None else jax.sharding.reshard(place_BT, spec)
 
 
-def hidden(model: Llama, ids_BT: jax.Array, *, layout: Layout = "scan", remat: Remat = "dots") -> jax.Array:
-  """Returns the raw residual stream x_BTD that leaves the last block, before the final norm."""
-  turn = rotation(model.config, positions(ids_BT))
+def hidden(
+  model: Llama,
+  ids_BT: jax.Array,
+  *,
+  segments_BT: jax.Array | None = None,
+  layout: Layout = "scan",
+  remat: Remat = "dots",
+) -> jax.Array:
+  """Returns the raw residual stream x_BTD that leaves the last block, before the final norm.
+
+  Each of the segments goes through the model as if it stood alone.
+  """
+  turn = rotation(model.config, positions(ids_BT, segments_BT))
+  attend = functools.partial(attention.causal_attention, segments_BT=segments_BT)
 
   def run(block: Block, x_BTD: jax.Array) -> jax.Array:
-    return block(x_BTD, turn)
+    return block(x_BTD, turn, attend)
 
   if remat != "none":
     # A scan keeps forward and backward apart by itself; unrolled, the compiler would undo the recomputation.

@@ -1,9 +1,10 @@
 """Lines of JSON between the processes of one run, over plain sockets: agreement without devices, and who is gone.
 
-Process 0 listens, the others connect and stay connected. A process that ends without a goodbye is known at once, because
+Process 0 listens, the others connect and stay connected. A process that ends without a goodbye is missed at once, as
 its system closes the connection; JAX's own service would abort the others a while later, without a name.
 """
 
+import contextlib
 import json
 import logging
 import os
@@ -36,11 +37,8 @@ class Line:
 
   def send(self, message: Any) -> None:
     """Sends one message; one who is gone hears nothing, and that he is gone is noticed by `receive`."""
-    try:
-      with self._writing:
-        self._connection.sendall(json.dumps(message).encode() + b"\n")
-    except OSError:
-      pass
+    with self._writing, contextlib.suppress(OSError):
+      self._connection.sendall(json.dumps(message).encode() + b"\n")
 
   def receive(self) -> Any:
     """Waits for a message and returns it; None when the other end is gone or does not speak our language."""
@@ -54,10 +52,8 @@ class Line:
     self._connection.settimeout(None)
 
   def close(self) -> None:
-    try:
+    with contextlib.suppress(OSError):
       self._connection.shutdown(socket.SHUT_RDWR)
-    except OSError:
-      pass
     self._connection.close()
 
 
@@ -126,6 +122,12 @@ class Channel:
     self._doing[self.index] = (step, words, time.monotonic())
     for line in self._lines.values():
       line.send({"step": step, "doing": words})
+
+  def blame(self) -> None:
+    """Raises JaxchopError where an error of the devices comes from the loss of another process, given a moment."""
+    with self._news:
+      if self._lines and self._news.wait_for(lambda: self.lost, timeout=GRACE / 2):
+        raise JaxchopError(self.lost)
 
   def close(self) -> None:
     """Says goodbye; the others do not take it for a loss."""

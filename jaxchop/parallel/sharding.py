@@ -5,7 +5,10 @@ import math
 from typing import Any, TypeVar
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
+from numpy.typing import NDArray
 
 from jaxchop.errors import JaxchopError
 from jaxchop.model.axes import axes
@@ -67,10 +70,14 @@ def _wide(names: tuple[str, ...], mesh: Mesh | AbstractMesh) -> tuple[str, ...]:
 
 
 def spread(model: Tree, mesh: Mesh, rules: Rules = RULES) -> Tree:
-  """Returns a copy of the model with every parameter in its place."""
+  """Returns the model with every parameter in its place; each process gives its share of what it holds whole."""
 
   def move(path: tuple[Any, ...], leaf: jax.Array) -> jax.Array:
-    return jax.device_put(leaf, placement(dotted(path), leaf.shape, mesh, rules))
+    place = placement(dotted(path), leaf.shape, mesh, rules)
+    if place.is_fully_addressable or not leaf.is_fully_addressable:
+      return jax.device_put(leaf, place)
+    whole = np.asarray(leaf)
+    return jax.make_array_from_callback(leaf.shape, place, lambda index: whole[index])
 
   return jax.tree_util.tree_map_with_path(move, model)
 
@@ -88,6 +95,37 @@ def planned(model: Tree, mesh: Mesh | AbstractMesh, rules: Rules = RULES) -> Tre
 def bytes_per_device(tree: Any) -> int:
   """Returns the bytes that each device holds of arrays, or of shapes with places."""
   return sum(math.prod(a.sharding.shard_shape(a.shape)) * a.dtype.itemsize for a in jax.tree.leaves(tree))
+
+
+def own_rows(mesh: Mesh | None, count: int) -> NDArray[np.int64]:
+  """Returns which of the `count` rows of a batch this process's devices read."""
+  if mesh is None:
+    return np.arange(count)
+  parts = rows(mesh).addressable_devices_indices_map((count, 1)).values()
+  cuts = {part[0].indices(count) for part in parts if part is not None}
+  return np.unique(np.concatenate([np.arange(*cut) for cut in cuts]))
+
+
+def spread_rows(batch: Tree, mesh: Mesh, own: NDArray[np.int64], count: int) -> Tree:
+  """Returns a batch of `count` rows spread over the mesh; `batch` has this process's rows, `own`."""
+  place = rows(mesh)
+
+  def move(part_RS: np.ndarray) -> jax.Array:
+    def piece(index: tuple[slice, ...] | None) -> np.ndarray:
+      assert index is not None
+      return part_RS[np.searchsorted(own, np.arange(*index[0].indices(count))), index[1]]
+
+    return jax.make_array_from_callback((count, *part_RS.shape[1:]), place, piece)
+
+  return jax.tree.map(move, batch)
+
+
+def told(mesh: Mesh | None, value: int) -> jax.Array:
+  """Returns one number a device, this process's own devices having `value`."""
+  if mesh is None:
+    return jnp.full(1, value, jnp.int32)
+  place = NamedSharding(mesh, PartitionSpec(mesh.axis_names))
+  return jax.make_array_from_callback((mesh.size,), place, lambda _: np.full(1, value, np.int32))
 
 
 def concrete(tree: Tree, mesh: Mesh | AbstractMesh) -> Tree:

@@ -26,6 +26,10 @@ from jaxchop.recover.manifest import Damaged, Leaves
 log = logging.getLogger("jaxchop")
 
 
+class Unsaved(JaxchopError):
+  """A save that failed: the checkpoints before it stand."""
+
+
 class Restored(NamedTuple):
   """A verified checkpoint, on the devices."""
 
@@ -50,7 +54,7 @@ class Checkpoints:
   def save(self, step: int, model: Any, opt_state: Any, meta: Mapping[str, Any]) -> None:
     """Starts to save; the arrays may be donated as soon as this returns.
 
-    Waits for the save before it, and raises the JaxchopError of one that failed.
+    Waits for the save before it, and raises Unsaved for one that failed.
     """
     self.wait()
     items = {"model": flatten(model), "optimizer": flatten(opt_state)}
@@ -68,13 +72,13 @@ class Checkpoints:
     self._saving = self._writer.submit(self._finish, step, writing, leaves, sums, dict(meta), failed)
 
   def wait(self) -> None:
-    """Returns when nothing is being saved any more; raises the JaxchopError of a save that failed."""
+    """Returns when nothing is being saved any more; raises Unsaved for a save that failed."""
     saving, self._saving = self._saving, None
     if saving is not None:
       saving.result()
 
   def poll(self) -> None:
-    """Raises the JaxchopError of a save that has failed meanwhile; does not wait."""
+    """Raises Unsaved for a save that has failed meanwhile; does not wait."""
     if self._saving is not None and self._saving.done():
       self.wait()
 
@@ -140,7 +144,7 @@ class Checkpoints:
     except (*store.UNREADABLE, Damaged) as error:
       if self.hosts.index == 0:
         shutil.rmtree(aside, ignore_errors=True)
-      raise JaxchopError(f"{path}: cannot be saved ({store.one_line(error)}); {_room(self.folder)}") from error
+      raise Unsaved(f"{path}: cannot be saved ({store.one_line(error)}); {_room(self.folder)}") from error
 
   def _agree(self, what: str, wrong: str) -> None:
     """Raises Damaged in every process where one of them says what is wrong."""

@@ -24,15 +24,20 @@ def read_curve(path: Path) -> list[dict[str, Any]]:
 class Curve:
   """A metrics file open for the steps after `start`; what stood there of later steps is cut."""
 
-  def __init__(self, path: Path, start: int):
+  def __init__(self, path: Path, start: int, *, writes: bool = True):
+    """`writes` is false in all processes of a run but one; these keep the curve in memory."""
     self.path = path
     self.steps = [line for line in read_curve(path) if line["step"] <= start]
-    write_text(path, "".join(json.dumps(line) + "\n" for line in self.steps))
-    self._file = path.open("a", encoding="utf-8")
+    self._file = None
+    if writes:
+      write_text(path, "".join(json.dumps(line) + "\n" for line in self.steps))
+      self._file = path.open("a", encoding="utf-8")
 
   def append(self, line: dict[str, Any]) -> None:
     """Adds one step; it is in the file when this returns."""
     self.steps.append(line)
+    if self._file is None:
+      return
     try:
       self._file.write(json.dumps(line) + "\n")
       self._file.flush()
@@ -41,7 +46,9 @@ class Curve:
 
   def sync(self) -> None:
     """Makes sure the lines outlive the machine, so that no checkpoint is newer than its curve."""
-    os.fsync(self._file.fileno())
+    if self._file is not None:
+      os.fsync(self._file.fileno())
 
   def close(self) -> None:
-    self._file.close()
+    if self._file is not None:
+      self._file.close()

@@ -12,6 +12,7 @@ from typing import Any
 
 from jaxchop.config import RecoverConfig
 from jaxchop.errors import UsageError
+from jaxchop.parallel.channel import Channel
 from jaxchop.recover.checkpoint import Checkpoints, Restored
 from jaxchop.recover.optimizer import decay_start
 
@@ -35,7 +36,7 @@ class Origin:
     return found
 
 
-def origin_of(config: RecoverConfig, folder: Path, meta: Mapping[str, Any], free: set[str]) -> Origin:
+def origin_of(config: RecoverConfig, folder: Path, meta: Mapping[str, Any], free: set[str], hosts: Channel) -> Origin:
   """Returns where the run in `folder`, a fork, begins or once began.
 
   `meta` says what is trained on what, `free` names the settings that may differ between the two runs. Raises UsageError
@@ -47,7 +48,7 @@ def origin_of(config: RecoverConfig, folder: Path, meta: Mapping[str, Any], free
     )
   named = re.fullmatch(r"(.+)@(\d+)", config.fork or "")
   path, wanted = (named[1], int(named[2])) if named else (config.fork or "", None)
-  checkpoints = Checkpoints(Path(path) / "checkpoints")
+  checkpoints = Checkpoints(Path(path) / "checkpoints", hosts=hosts)
   own = next((found["forked"] for _, found in Checkpoints(folder / "checkpoints").metas() if "forked" in found), None)
   if own is not None and wanted in (None, own):
     return Origin(checkpoints, own)

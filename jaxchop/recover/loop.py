@@ -4,13 +4,12 @@ import contextlib
 import dataclasses
 import json
 import logging
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Generator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 from numpy.typing import NDArray
@@ -20,16 +19,18 @@ from jaxchop.config import RecoverConfig
 from jaxchop.data.batch import Batch, batch_of
 from jaxchop.errors import Interrupted, JaxchopError, Preempted, UsageError
 from jaxchop.model.llama import Llama
+from jaxchop.parallel.channel import ALONE, Channel
 from jaxchop.parallel.mesh import make_mesh
-from jaxchop.parallel.sharding import audit, rows, spread
+from jaxchop.parallel.sharding import audit, own_rows, spread, spread_rows, told
 from jaxchop.progress import Bar, stage
+from jaxchop.recover.checkpoint import Unsaved
 from jaxchop.recover.fork import decay_only, origin_of
 from jaxchop.recover.goodput import goodput
 from jaxchop.recover.journal import read_journal
 from jaxchop.recover.outlook import in_words, outlook
 from jaxchop.recover.profile import Profile
 from jaxchop.recover.run import FREE, Run
-from jaxchop.recover.signals import Stop, stop_signals
+from jaxchop.recover.signals import Stop, Wish, stop_signals
 from jaxchop.recover.step import make_step
 from jaxchop.recover.trackers import Trackers, require
 
@@ -85,7 +86,13 @@ def untrained(model: Llama) -> Recovered:
 
 
 def recover(
-  model: Llama, batches: Batches, config: RecoverConfig, folder: Path, *, meta: Mapping[str, Any] | None = None
+  model: Llama,
+  batches: Batches,
+  config: RecoverConfig,
+  folder: Path,
+  *,
+  meta: Mapping[str, Any] | None = None,
+  hosts: Channel = ALONE,
 ) -> Recovered:
   """Trains all weights for `config.steps` steps, from the newest checkpoint in `folder` if there is one.
 
@@ -94,6 +101,8 @@ def recover(
   `model` is left as it is. `folder` gets `checkpoints/` and `metrics.jsonl`. `meta`, plain JSON, says what is trained
   on what; every checkpoint keeps it, and a run goes on only where it is the same. Raises JaxchopError on a loss or
   gradient that is not finite, Preempted or Interrupted after SIGTERM or SIGINT; the last good step is saved before.
+  Where `hosts` joins several processes, all of them call this alike, and what one of them hears or meets stops all of
+  them after the same step.
   """
   if config.steps < 1:
     raise UsageError(f"recover.steps is {config.steps}; it takes at least one step to recover a model")
@@ -101,33 +110,53 @@ def recover(
   identity = json.loads(json.dumps({**(meta or {}), "config": dataclasses.asdict(config)}))
   origin = None
   if config.fork is not None:
-    origin = origin_of(config, Path(folder), meta or {}, FREE)
+    origin = origin_of(config, Path(folder), meta or {}, FREE, hosts)
     config, identity = decay_only(config, origin), identity | {"forked": origin.step}
+  _refuse_another(hosts.gather("what is trained", identity))
   compile_seconds = 0.0
   mesh = make_mesh(config.mesh, model.config, config.batch_size // config.accumulate, config.seq_len)
   with stop_signals() as stop, jax.set_mesh(mesh) if mesh is not None else contextlib.nullcontext():
-    run = Run(spread(model, mesh) if mesh is not None else model, config, Path(folder), identity, mesh, origin)
+    run = Run(spread(model, mesh) if mesh is not None else model, config, Path(folder), identity, mesh, origin, hosts)
     with contextlib.closing(run.curve):
       try:
-        if run.step < config.steps and stop.asked is None:
+        if run.step < config.steps and not _heard(run, stop, hosts):
           program, compile_seconds = _compiled(config, run, batches.segments)
-          _train(run, program, batches, stop)
+          _train(run, program, batches, stop, hosts)
+      except Unsaved:
+        raise
       except JaxchopError:
         run.finish()
         raise
+      except jax.errors.JaxRuntimeError:
+        hosts.blame()
+        raise
       run.finish()
       run.journal.note("end", step=run.step)
-    if stop.asked is not None:
-      kind = Preempted if stop.asked.name == "SIGTERM" else Interrupted
+    if wish := _heard(run, stop, hosts):
+      kind, name = (Preempted, "SIGTERM") if wish == Wish.TERMINATE else (Interrupted, "SIGINT")
       where = f"step {run.step} of {config.steps}, saved in {run.checkpoints.folder}"
-      raise kind(f"{stop.asked.name} after {where}; run the same command again to go on")
+      raise kind(f"{name} after {where}; run the same command again to go on")
   return _result(run, compile_seconds)
+
+
+def _heard(run: Run, stop: Stop, hosts: Channel) -> Wish:
+  """Returns what this process has been told, at once; where it is not alone, what all of them know of."""
+  return run.wish if hosts.count > 1 else stop.wish
+
+
+def _refuse_another(identities: Sequence[Mapping[str, Any]]) -> None:
+  first = identities[0]
+  for index, other in enumerate(identities):
+    for name in first.keys() | other.keys():
+      if other.get(name) != first.get(name):
+        raise UsageError(
+          f"{name} is {other.get(name)} for process {index} and {first.get(name)} for process 0; give all the same"
+        )
 
 
 def _compiled(config: RecoverConfig, run: Run, segments: bool) -> tuple[Callable[..., Any], float]:
   """Returns the step's program and the seconds it took to compile."""
-  blank = np.zeros((config.batch_size, config.seq_len + 1), np.int32)
-  batch = _placed(batch_of(blank, blank if segments else None), run.mesh)
+  batch = _placed(_blank(config, run.mesh, segments), run)
   if run.mesh is not None:
     audit({"model": run.model, "optimizer": run.opt_state}, run.mesh)
   # The results lie where the arguments do, or a resumed run on several devices would be another program.
@@ -135,7 +164,7 @@ def _compiled(config: RecoverConfig, run: Run, segments: bool) -> tuple[Callable
   with stage("Compiling the training step", 1, "programs") as bar:
     options = compiler_options(exact=False)
     step = jax.jit(make_step(config), donate_argnums=(0, 1), out_shardings=(*places, None), compiler_options=options)
-    scalars = jnp.asarray(0, jnp.int32), jnp.asarray(jnp.inf, jnp.float32)
+    scalars = np.int32(0), np.float32(np.inf), told(run.mesh, Wish.NONE)
     program = step.lower(run.model, run.opt_state, batch, *scalars).compile()
     bar.advance()
   run.journal.note("compile", seconds=bar.seconds)
@@ -147,8 +176,11 @@ def _compiled(config: RecoverConfig, run: Run, segments: bool) -> tuple[Callable
   return program, bar.seconds
 
 
-def _train(run: Run, program: Callable[..., Any], batches: Batches, stop: Stop) -> None:
-  """Runs the steps that are left, or fewer when a signal asks to stop; the last one is settled, not saved."""
+def _train(run: Run, program: Callable[..., Any], batches: Batches, stop: Stop, hosts: Channel) -> None:
+  """Runs the steps that are left, or fewer when a signal asks to stop; the last one is settled, not saved.
+
+  A process that meets an error tells the others with its next step, which nobody applies, and all of them raise it.
+  """
   config, folder, left = run.config, run.curve.path.parent, run.config.steps - run.step
   track = config.track if jax.process_index() == 0 else ()
   settings = dataclasses.asdict(config)
@@ -156,26 +188,50 @@ def _train(run: Run, program: Callable[..., Any], batches: Batches, stop: Stop) 
     Trackers(track, folder, step=run.step, told=run.told, config=settings) as trackers,
     Profile(config.profile_steps, folder / "profile", left) as profile,
     stage("Recovering", left) as bar,
-    contextlib.closing(batches.from_step(run.step, np.arange(config.batch_size))) as records,
+    contextlib.closing(batches.from_step(run.step, own_rows(run.mesh, config.batch_size))) as records,
   ):
     run.listeners += [partial(_show, bar), trackers.log]
     run.journal.note("train")
-    while run.step < config.steps and stop.asked is None:
+    failed: JaxchopError | None = None
+    while run.step < config.steps and not _heard(run, stop, hosts):
       with profile.step(run.step + 1, run.settle):
+        hosts.doing(run.step + 1, "reading its rows")
         run.clock.ask()
-        run.dispatch(program, _next(records, run))
-      run.checkpoints.poll()
+        try:
+          run.checkpoints.poll()
+          batch = _next(records, run)
+        except JaxchopError as error:
+          failed, batch = failed or error, _blank(config, run.mesh, batches.segments)
+          if hosts.count == 1:
+            raise
+        hosts.doing(run.step + 1, "running")
+        run.dispatch(program, _placed(batch, run), Wish.FAIL if failed is not None else stop.wish)
       if run.step % config.checkpoint_every == 0:
         run.settle()
-        run.save()
+        try:
+          run.save()
+        except Unsaved as error:
+          failed = error
     run.settle()
     run.listeners.clear()
+  _raise_together(failed, hosts)
+
+
+def _raise_together(failed: JaxchopError | None, hosts: Channel) -> None:
+  """Raises this process's error, or in the others the one they hear of."""
+  told = hosts.gather("failed", failed and [isinstance(failed, Unsaved), str(failed)])
+  if failed is not None:
+    raise failed
+  for index, said in enumerate(told):
+    if said:
+      raise (Unsaved if said[0] else JaxchopError)(f"process {index} ({hosts.names[index]}): {said[1]}")
 
 
 def _next(records: Generator[Batch, None, None], run: Run) -> Batch:
   """Returns the next batch; raises JaxchopError when it is not what the settings and the model say."""
   batch, where = next(records, None), f"the batch of step {run.step + 1}"
-  wanted, vocab = (run.config.batch_size, run.config.seq_len + 1), run.model.config.vocab_size
+  wanted = len(own_rows(run.mesh, run.config.batch_size)), run.config.seq_len + 1
+  vocab = run.model.config.vocab_size
   if batch is None:
     raise JaxchopError(f"the data ends before {where}; lower recover.steps or give more text")
   if batch.ids.shape != wanted:
@@ -185,12 +241,20 @@ def _next(records: Generator[Batch, None, None], run: Run) -> Batch:
   # A gather would clamp these without a word.
   if batch.ids.min() < 0 or batch.ids.max() >= vocab:
     raise JaxchopError(f"{where} has tokens outside 0..{vocab - 1}; pack the data with this model's tokenizer")
-  return _placed(batch, run.mesh)
+  return batch
 
 
-def _placed(batch: Batch, mesh: Mesh | None) -> Batch:
+def _blank(config: RecoverConfig, mesh: Mesh | None, segments: bool) -> Batch:
+  """Returns a batch of nothing, as this process would read it."""
+  ids_RS = np.zeros((len(own_rows(mesh, config.batch_size)), config.seq_len + 1), np.int32)
+  return batch_of(ids_RS, ids_RS if segments else None)
+
+
+def _placed(batch: Batch, run: Run) -> Batch:
   """Returns a batch with its rows spread over the mesh."""
-  return batch if mesh is None else jax.device_put(batch, rows(mesh))
+  if run.mesh is None:
+    return batch
+  return spread_rows(batch, run.mesh, own_rows(run.mesh, run.config.batch_size), run.config.batch_size)
 
 
 def _show(bar: Bar, line: Mapping[str, Any]) -> None:

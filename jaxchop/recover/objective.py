@@ -30,7 +30,8 @@ def summed_loss(
   if layout == "unrolled":
     model = jax.tree.map(_settled, model)
   ids_BT, target_BT, weight_BT = map(in_stripes, (batch.ids[:, :-1], batch.ids[:, 1:], batch.weight))
-  x_BTD = model.norm(hidden(model, ids_BT, layout=layout, remat=remat))
+  segments_BT = None if batch.segments is None else batch.segments[:, :-1]
+  x_BTD = model.norm(hidden(model, ids_BT, segments_BT=segments_BT, layout=layout, remat=remat))
   return next_token_loss(x_BTD, model.head_DV(), target_BT, weight_BT, z_loss=z_loss)
 
 

@@ -16,12 +16,14 @@ from jaxchop.config import RecoverConfig
 from jaxchop.data.batch import Batch
 from jaxchop.errors import JaxchopError, UsageError
 from jaxchop.model.llama import Llama
-from jaxchop.parallel.sharding import concrete
+from jaxchop.parallel.channel import ALONE, Channel
+from jaxchop.parallel.sharding import concrete, told
 from jaxchop.recover.checkpoint import Checkpoints, Restored
 from jaxchop.recover.clock import Clock
 from jaxchop.recover.curve import Curve, read_curve
 from jaxchop.recover.fork import Origin
 from jaxchop.recover.journal import Journal
+from jaxchop.recover.signals import Wish
 from jaxchop.recover.step import Metrics, init_optimizer
 from jaxchop.recover.watch import Watch
 
@@ -42,13 +44,14 @@ class Run:
     identity: Mapping[str, Any],
     mesh: Mesh | None = None,
     origin: Origin | None = None,
+    hosts: Channel = ALONE,
   ):
     """With a mesh, the model is spread over it already and the mesh is set (`jax.set_mesh`).
 
     A run without a checkpoint of its own begins at its `origin`, if it is a fork.
     """
     self.config, self.identity, self.mesh = config, identity, mesh
-    self.checkpoints = Checkpoints(folder / "checkpoints", config.keep_checkpoints)
+    self.checkpoints = Checkpoints(folder / "checkpoints", config.keep_checkpoints, hosts)
     since, start = time.time(), time.monotonic()
     begun = _begin(self.checkpoints, model, config, identity, mesh, origin)
     self.step, self.model, self.opt_state = begun.step, begun.model, begun.opt_state
@@ -58,14 +61,16 @@ class Run:
     self.told = curve[-1]["step"] if curve else 0
     if self.step < config.steps:
       self.journal.begin(since, self.step, time.monotonic() - start if begun.meta else None, curve)
-    self.curve = Curve(folder / "metrics.jsonl", self.step)
+    self.curve = Curve(folder / "metrics.jsonl", self.step, writes=hosts.index == 0)
+    # The strongest wish to stop that a process had when the last settled step was queued.
+    self.wish = Wish.NONE
     # Called with every line of the curve.
     self.listeners: list[Callable[[Mapping[str, Any]], None]] = []
     # Model FLOPs a step over the peak of all devices together: the seconds that a step takes at least.
     self.least_seconds = math.nan
     self._saved = begun.step if begun.meta else None
     self._watch = Watch(config, begun.meta.get("watch"))
-    self._skipped: Any = jnp.asarray(self._watch.skipped, jnp.int32)
+    self._skipped: Any = np.int32(self._watch.skipped)
     self._running: Metrics | None = None
     self._save_seconds = 0.0
 
@@ -73,11 +78,11 @@ class Run:
   def tokens(self) -> int:
     return self.step * self.config.batch_size * self.config.seq_len
 
-  def dispatch(self, program: Callable[..., Any], batch: Batch) -> None:
-    """Queues the next step, then settles the one before, so that the device never waits."""
+  def dispatch(self, program: Callable[..., Any], batch: Batch, wish: Wish) -> None:
+    """Queues the next step, then settles the one before, so that the device never waits; `wish` is this process's."""
     self.clock.arrive()
-    limit = jnp.asarray(self._watch.allowed(self.step + 1), jnp.float32)
-    self.model, self.opt_state, metrics = program(self.model, self.opt_state, batch, self._skipped, limit)
+    scalars = self._skipped, np.float32(self._watch.allowed(self.step + 1)), told(self.mesh, wish)
+    self.model, self.opt_state, metrics = program(self.model, self.opt_state, batch, *scalars)
     self.clock.queue(metrics.loss)
     self.settle()
     self._skipped, self._running, self.step = metrics.skipped, metrics, self.step + 1
@@ -90,8 +95,11 @@ class Run:
     if self._running is None:
       return
     metrics, self._running = self._running, None
-    loss, norm, rate, applied, skipped = (np.asarray(value).item() for value in metrics)
-    took = self.clock.settle()
+    loss, norm, rate, applied, wish, skipped = (np.asarray(value).item() for value in metrics)
+    took, self.wish = self.clock.settle(), Wish(wish)
+    if self.wish == Wish.FAIL:
+      self.step -= 1
+      return
     if skipped > self.config.skip_nonfinite:
       self.step -= 1
       raise JaxchopError(

@@ -5,6 +5,7 @@ Python runs no handlers.
 """
 
 import contextlib
+import enum
 import logging
 import os
 import signal
@@ -16,10 +17,24 @@ log = logging.getLogger("jaxchop")
 _WATCHED = (signal.SIGINT, signal.SIGTERM)
 
 
+class Wish(enum.IntEnum):
+  """Why a run is to stop; it travels with each step, so that all processes stop after the same one."""
+
+  NONE = 0
+  INTERRUPT = 1
+  TERMINATE = 2
+  # A process cannot go on; the step it would have had a part in changes nothing.
+  FAIL = 3
+
+
 class Stop:
   """Which signal has asked to stop, or None."""
 
   asked: signal.Signals | None = None
+
+  @property
+  def wish(self) -> Wish:
+    return {None: Wish.NONE, signal.SIGINT: Wish.INTERRUPT, signal.SIGTERM: Wish.TERMINATE}[self.asked]
 
 
 @contextlib.contextmanager

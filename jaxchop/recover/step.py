@@ -14,6 +14,7 @@ from jaxchop.errors import UsageError
 from jaxchop.model.llama import Llama
 from jaxchop.recover.objective import summed_loss
 from jaxchop.recover.optimizer import learning_rate, make_optimizer, updates_done
+from jaxchop.recover.signals import Wish
 
 Step = Callable[..., tuple[Llama, Any, "Metrics"]]
 
@@ -28,6 +29,8 @@ class Metrics(NamedTuple):
   learning_rate: Any
   # False when the step changed nothing: it was not finite, its loss above the limit, or too many before were skipped.
   applied: jax.Array
+  # The strongest wish to stop that a process has given to this step (recover/signals.py).
+  wish: jax.Array
   # Steps in a row, this one among them, that changed nothing because their loss or gradient was not finite.
   skipped: jax.Array
 
@@ -38,11 +41,12 @@ def init_optimizer(config: RecoverConfig, model: Any) -> Any:
 
 
 def make_step(config: RecoverConfig) -> Step:
-  """Returns step(model, opt_state, batch, skipped=0, limit=inf), to be jitted with the first two arguments donated.
+  """Returns step(model, opt_state, batch, skipped=0, limit=inf, wish=0), to be jitted with the first two donated.
 
   A step whose loss or gradient is not finite, or whose loss is above `limit`, returns model and opt_state unchanged. So
   does every step behind more than `config.skip_nonfinite` in a row that were not finite: passing the `skipped` of the
-  step before lets steps be queued behind one whose metrics nobody has read yet.
+  step before lets steps be queued behind one whose metrics nobody has read yet. `wish` holds one number a device, from
+  the process that it belongs to; where one of them is Wish.FAIL, nothing changes either.
   """
   if config.batch_size % config.accumulate:
     raise UsageError(
@@ -61,16 +65,17 @@ def make_step(config: RecoverConfig) -> Step:
   )
 
   def step(
-    model: Any, opt_state: Any, batch: Batch, skipped: Any = 0, limit: Any = jnp.inf
+    model: Any, opt_state: Any, batch: Batch, skipped: Any = 0, limit: Any = jnp.inf, wish: Any = Wish.NONE
   ) -> tuple[Llama, Any, Metrics]:
     loss, grads = mean_loss_and_gradient(loss_of, model, batch, config.accumulate)
     norm = optax.tree.norm(grads)
     sound, go = jnp.isfinite(loss) & jnp.isfinite(norm), jnp.asarray(skipped) <= config.skip_nonfinite
-    applied = sound & go & (loss <= limit)
+    strongest = jnp.max(jnp.asarray(wish))
+    applied = sound & go & (loss <= limit) & (strongest != Wish.FAIL)
     updates, new_state = optimizer.update(grads, opt_state, model)
     new = jax.tree.map(jnp.add, model, updates), new_state
     in_a_row = jnp.where(go, jnp.where(sound, 0, skipped + 1), skipped)
-    metrics = Metrics(loss, norm, rate(updates_done(opt_state)), applied, in_a_row)
+    metrics = Metrics(loss, norm, rate(updates_done(opt_state)), applied, strongest, in_a_row)
     return *jax.tree.map(partial(jnp.where, applied), new, (model, opt_state)), metrics
 
   return step

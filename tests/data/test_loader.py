@@ -1,15 +1,14 @@
-import itertools
 import subprocess
 import sys
 
 import numpy as np
 import pytest
-from array_record.python.array_record_module import ArrayRecordReader
+import tensorflow_datasets as tfds
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jaxchop.data import pack as packing
-from jaxchop.data.loader import Loader, Order
+from jaxchop.data.loader import Loader
 from jaxchop.data.pack import pack
 from jaxchop.data.sources import Document
 from jaxchop.errors import UsageError
@@ -31,72 +30,20 @@ def packed(tmp_path_factory, byte_tokenizer):
   return found
 
 
-@given(st.integers(1, 400), st.integers(0, 2**63 - 1), st.integers(0, 1000))
-def test_an_epoch_reads_every_record_exactly_once(records, seed, epoch):
-  order = Order(records=records, seed=seed)
-  assert sorted(order(np.arange(records) + epoch * records)) == list(range(records))
-
-
-@given(st.integers(1, 50), st.lists(st.integers(0, 10_000), min_size=1, max_size=20))
-def test_the_record_at_a_position_does_not_depend_on_what_else_is_asked(records, positions):
-  order = Order(records=records, seed=1)
-  assert [order(np.array([p]))[0] for p in positions] == order(np.array(positions)).tolist()
-
-
-def test_the_order_differs_by_epoch_and_seed_and_looks_random():
-  first, second, other = (
-    Order(records=1000, seed=seed)(np.arange(1000) + start) for seed, start in ((0, 0), (0, 1000), (1, 0))
-  )
-  for a, b in itertools.combinations((first, second, other, np.arange(1000)), 2):
-    # Two random permutations agree in 1 place on average, and their correlation is below 0.1 but once in 600.
-    assert np.sum(a == b) < 8 and abs(np.corrcoef(a, b)[0, 1]) < 0.1
-
-
-def test_the_order_never_changes():
-  """A run is resumed by a later version: these numbers are a promise."""
-  assert Order(records=10, seed=0)(np.arange(20)).tolist() == [
-    5,
-    2,
-    3,
-    4,
-    9,
-    1,
-    7,
-    0,
-    8,
-    6,
-    1,
-    0,
-    9,
-    3,
-    5,
-    8,
-    4,
-    6,
-    2,
-    7,
-  ]
-  assert Order(records=3_000_000_000, seed=7)(np.arange(3)).tolist() == [2225059144, 401118740, 489606041]
-
-
 def test_a_batch_holds_the_records_its_indices_name(packed):
-  stored = []
-  for shard in packed.shards:
-    reader = ArrayRecordReader(str(packed.path / shard.file))
-    stored += [np.frombuffer(record, packed.dtype) for record in reader.read_all()]
-    reader.close()
+  stored = [row["tokens"] for row in tfds.builder_from_directory(str(packed.path)).as_data_source("train")]
   loader, rows = Loader(packed, batch_size=5, seed=3), np.arange(5)
   for step in (0, 7, 4):
     batch = loader.batch(step, rows)
     assert batch.ids.dtype == np.int32 and batch.ids.shape == (5, 13)
     assert batch.weight.dtype == np.float32 and batch.weight.shape == (5, 12) and (batch.weight == 1).all()
-    assert np.array_equal(batch.ids, np.array(stored)[loader.indices(step, rows)]) and batch.segments is None
+    assert np.array_equal(batch.ids, np.array(stored)[loader.indices(step, rows)[1]]) and batch.segments is None
   loader.close()
 
 
 def test_batches_run_across_epochs_and_drop_nothing(packed):
   loader = Loader(packed, batch_size=4, seed=0)
-  seen = np.concatenate([loader.indices(step, np.arange(4)) for step in range(13)])
+  seen = np.concatenate([loader.indices(step, np.arange(4))[1] for step in range(13)])
   assert sorted(seen[:26]) == sorted(seen[26:52]) == list(range(26))
 
 
@@ -123,7 +70,7 @@ def test_each_record_is_read_once_over_restarts_on_other_numbers_of_processes(pa
   for start, stop, processes in ((0, 3, 1), (3, 7, 2), (7, 8, 4), (8, 13, 1)):
     for step in range(start, stop):
       for rows in np.split(np.arange(4), processes):
-        seen += Loader(packed, batch_size=4, seed=5).indices(step, rows).tolist()
+        seen += Loader(packed, batch_size=4, seed=5).indices(step, rows)[1].tolist()
   assert sorted(seen) == sorted([*range(26), *range(26)])
 
 
@@ -144,6 +91,44 @@ def test_batches_outside_the_run_are_refused(packed, step, rows, message):
     Loader(packed, batch_size=4, seed=0).batch(step, np.array(rows))
 
 
+@pytest.fixture(scope="module")
+def other(tmp_path_factory, byte_tokenizer):
+  """11 records that say where documents end."""
+  texts = [Document(f"b:{n}", "b" * 9) for n in range(14)]
+  out = tmp_path_factory.mktemp("other")
+  return pack(texts, byte_tokenizer, seq_len=12, out=out, eos=256, segments=True)
+
+
+def test_corpora_are_mixed_row_by_row(packed, other):
+  loader, rows = Loader([packed, other], batch_size=8, seed=0, weights={0: (1, 1), 3: (0, 1)}), np.arange(8)
+  alone = Loader(packed, batch_size=4, seed=0)
+  for step in range(5):
+    batch, (corpus_N, _) = loader.batch(step, rows), loader.indices(step, rows)
+    assert corpus_N.tolist().count(0) == (4 if step < 3 else 0)
+    if step < 3:
+      # What the first corpus gives is what it would give alone.
+      assert np.array_equal(batch.ids[corpus_N == 0], alone.batch(step, np.arange(4)).ids)
+    assert (batch.segments[corpus_N == 0] == 1).all() and (batch.weight[corpus_N == 0] == 1).all()
+    assert (batch.segments[corpus_N == 1] > 1).any()
+    first_N = np.diff(batch.segments) == 1
+    assert (batch.weight == np.where(first_N, 0, 1)).all()
+  assert loader.epochs(3) == [12 / 26, 12 / other.records]
+
+
+def test_corpora_without_weights_are_read_equally_often(packed, other):
+  loader = Loader([packed, other], batch_size=packed.records + other.records, seed=0)
+  assert loader.epochs(1) == [1, 1]
+
+
+def test_corpora_that_do_not_go_together_are_refused(packed, tmp_path, byte_tokenizer):
+  longer = pack(["long " * 20], byte_tokenizer, seq_len=20, out=tmp_path, eos=256)
+  with pytest.raises(UsageError, match=r"records of \[12, 20\] tokens: pack them with the same seq_len"):
+    Loader([packed, longer], batch_size=4, seed=0)
+  for weights in ({5: (1,)}, {0: (1, 1)}):
+    with pytest.raises(UsageError, match=r"data\.weights: begin with step 0 and give every corpus a weight"):
+      Loader(packed, batch_size=4, seed=0, weights=weights)
+
+
 @pytest.mark.parametrize("ending", ["", "batches.close()", "raise SystemExit(3)"])
 def test_a_program_ends_without_noise_while_batches_are_read_ahead(packed, ending):
   program = f"""
@@ -152,7 +137,7 @@ import numpy
 warnings.simplefilter("error")
 from pathlib import Path
 from jaxchop.data.loader import Loader
-from jaxchop.data.pack import open_packed
+from jaxchop.data.packed import open_packed
 batches = Loader(open_packed(Path({str(packed.path)!r})), batch_size=4, seed=0).from_step(2, numpy.arange(4))
 next(batches)
 {ending}

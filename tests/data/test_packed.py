@@ -1,9 +1,10 @@
+import dataclasses
 import json
 
 import pytest
 
-from jaxchop.data.pack import open_packed, pack
-from jaxchop.data.packed import tokenizer_digest
+from jaxchop.data.pack import pack
+from jaxchop.data.packed import manifest_bytes, open_packed, tokenizer_digest
 from jaxchop.data.sources import Document
 from jaxchop.errors import JaxchopError
 
@@ -30,20 +31,33 @@ def test_the_digest_of_a_tokenizer_outlives_its_use(byte_tokenizer, wide_tokeniz
   assert tokenizer_digest(byte_tokenizer) == before != tokenizer_digest(wide_tokenizer)
 
 
-def test_any_flipped_byte_is_found(folder):
-  shard = folder / "tokens-00000.array_record"
-  data = shard.read_bytes()
-  for place in range(0, len(data), len(data) // 40):
-    shard.write_bytes(data[:place] + bytes([data[place] ^ 1]) + data[place + 1 :])
-    with pytest.raises(JaxchopError, match=rf"{shard}: its bytes changed since it was packed"):
-      open_packed(folder)
+FILES = ("manifest.json", "features.json", "dataset_info.json", "tokens-00000.array_record")
 
 
-@pytest.mark.parametrize("size", [0, 1, 1000, -1])
-def test_a_truncated_shard_is_named(folder, size):
-  shard = folder / "tokens-00000.array_record"
-  shard.write_bytes(shard.read_bytes()[:size])
-  with pytest.raises(JaxchopError, match=rf"{shard}: \d+ bytes, but \d+ were packed; pack the text again"):
+@pytest.mark.parametrize("name", FILES)
+def test_any_flipped_bit_is_refused(folder, name):
+  """The manifest is small: each of its bytes in turn. A bit that changes nothing of what it says is harmless."""
+  file = folder / name
+  data, whole, refused = file.read_bytes(), open_packed(folder), 0
+  places = range(0, len(data), 1 if name == "manifest.json" else max(len(data) // 40, 1))
+  for place in places:
+    file.write_bytes(data[:place] + bytes([data[place] ^ (1 << place % 8)]) + data[place + 1 :])
+    try:
+      found = open_packed(folder)
+    except JaxchopError as error:
+      assert str(error).startswith(str(file)) and len(str(error).splitlines()) == 1
+      refused += 1
+    else:
+      assert name == "manifest.json" and dataclasses.replace(found, digest=whole.digest) == whole
+  assert refused == len(places) or (name == "manifest.json" and refused > 0.7 * len(places))
+
+
+@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize("share", [0, 0.001, 0.5, 0.999])
+def test_a_truncated_file_is_named(folder, name, share):
+  file = folder / name
+  file.write_bytes(file.read_bytes()[: int(share * file.stat().st_size)])
+  with pytest.raises(JaxchopError, match=rf"{file}: .*; pack the text again"):
     open_packed(folder)
 
 
@@ -61,23 +75,27 @@ def test_no_packed_records_at_all(tmp_path):
 @pytest.mark.parametrize(
   ("change", "message"),
   [
-    (lambda c: c.update(format="jaxchop packed tokens 0"), "not the manifest of"),
+    (lambda c: c.update(format="jaxchop packed tokens 1"), "not the manifest of"),
     (lambda c: c.pop("seq_len"), "'seq_len' is missing"),
     (lambda c: c.update(tokens=-1), "'tokens' is missing or not a valid int"),
     (lambda c: c.update(records=c["records"] + 1), "'records' is not the sum"),
-    (lambda c: c.update(dtype="float64"), "dtype is neither uint16 nor uint32"),
+    (lambda c: c["dtypes"].update(tokens="float64"), "'dtypes' is not what this version stores"),
+    (lambda c: c["dtypes"].pop("tokens"), "'dtypes' is not what this version stores"),
+    (lambda c: c["dtypes"].update(weights="uint16"), "'dtypes' is not what this version stores"),
     (lambda c: c.update(shards={}), "'shards' is missing or not a valid list"),
-    (lambda c: c.update(shards=[], records=0), "there is no shard"),
+    (lambda c: c.update(shards=[], records=0), "'records' is not the sum"),
     (lambda c: c.update(shards=["a"]), "'file' is missing"),
-    (lambda c: c["shards"][0].update(file="../tokens-00000.array_record"), "not the name of a shard"),
-    (lambda c: c["shards"][0].update(file="/etc/passwd"), "not the name of a shard"),
+    (lambda c: c["shards"][0].update(file="../tokens-00000.array_record"), "not the name of a packed file"),
+    (lambda c: c["shards"][0].update(file="/etc/passwd"), "not the name of a packed file"),
+    (lambda c: c["beside"][0].update(file="../features.json"), "not the name of a packed file"),
   ],
 )
 def test_a_manifest_that_makes_no_sense_is_refused(folder, change, message):
   manifest = folder / "manifest.json"
   content = json.loads(manifest.read_text())
+  content.pop("sha256")
   change(content)
-  manifest.write_text(json.dumps(content))
+  manifest.write_bytes(manifest_bytes(content))
   with pytest.raises(JaxchopError, match=message) as caught:
     open_packed(folder)
   assert str(caught.value).startswith(str(manifest)) and len(str(caught.value).splitlines()) == 1

@@ -6,8 +6,11 @@ import numpy as np
 import pytest
 from tiny_run import records, tiny_model
 
+from jaxchop.config import MeshConfig
 from jaxchop.data.batch import Batch, batch_of
 from jaxchop.model.tree import flatten
+from jaxchop.parallel.mesh import make_mesh
+from jaxchop.parallel.sharding import rows, spread
 from jaxchop.recover.objective import summed_loss
 
 
@@ -46,3 +49,33 @@ def test_bfloat16_compute_leaves_loss_and_gradient_in_float32_and_close() -> Non
   assert loss == pytest.approx(float(want), rel=3e-3)
   error = jax.tree.map(lambda a, b: jnp.linalg.norm(a - b) / jnp.linalg.norm(b), grads, want_grads)
   assert max(jax.tree.leaves(error)) < 0.05
+
+
+def documents(*lengths: int) -> Batch:
+  """One row that holds documents of so many tokens, kept apart."""
+  size = sum(lengths)
+  segments = np.repeat(np.arange(1, len(lengths) + 1), lengths)[None].astype(np.int32)
+  return batch_of(records(0, rows=1, size=size), segments)
+
+
+@pytest.mark.parametrize("layout", ["scan", "unrolled"])
+@pytest.mark.parametrize("lengths", [(5, 8), (1, 4, 1, 7), (13,)])
+def test_documents_kept_apart_lose_what_each_loses_alone(lengths: tuple[int, ...], layout: str) -> None:
+  model, batch = tiny_model(), documents(*lengths)
+  loss, grads = jax.jit(jax.value_and_grad(lambda m, b: summed_loss(m, b, layout=layout)))(model, batch)
+  ends = np.cumsum(lengths)
+  parts = [batch_of(batch.ids[:, end - n : end]) for n, end in zip(lengths, ends, strict=True) if n > 1]
+  alone = [jax.jit(jax.value_and_grad(summed_loss))(model, part) for part in parts]
+  np.testing.assert_allclose(loss, sum(part[0] for part in alone), rtol=1e-6)
+  want = jax.tree.map(lambda *leaves: sum(leaves), *(part[1] for part in alone))
+  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), grads, want)
+
+
+def test_segments_of_rows_on_several_devices_change_nothing() -> None:
+  ids, segments = records(0), np.repeat([[1, 1, 1, 2, 2, 2, 2, 2, 3, 3, 4, 4, 4]], 4, axis=0).astype(np.int32)
+  batch, model = batch_of(ids, segments), tiny_model()
+  want = jax.jit(summed_loss)(model, batch)
+  mesh = make_mesh(MeshConfig(data=2, fsdp=2), model.config, 4)
+  with jax.set_mesh(mesh):
+    found = jax.jit(summed_loss)(spread(model, mesh), jax.device_put(batch, rows(mesh)))
+  np.testing.assert_allclose(found, want, rtol=1e-6)

@@ -1,0 +1,102 @@
+"""Texts to tokens, in order, by several processes at once.
+
+A process of its own loads the tokenizer and nothing else: neither JAX nor transformers.
+"""
+
+import collections
+import multiprocessing
+import os
+import signal
+import threading
+from collections.abc import Generator, Iterable
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from typing import NamedTuple, TypeVar
+
+import numpy as np
+import tokenizers
+
+from jaxchop.errors import JaxchopError
+
+Item = TypeVar("Item")
+# Batches that wait for each process, so that none of them ever does.
+_WAITING = 3
+
+
+class Tokens(NamedTuple):
+  """The tokens of several texts in a row, each text ended by EOS."""
+
+  ids: np.ndarray
+  # Tokens of each text, EOS included.
+  lengths: np.ndarray
+
+
+def tokenised(
+  batches: Iterable[tuple[Item, list[str]]], tokenizer: str, eos: int, dtype: np.dtype, workers: int
+) -> Generator[tuple[Item, Tokens], None, None]:
+  """Yields each batch's tokens in the order of the batches, beside what came with it.
+
+  `tokenizer` is the content of a tokenizer.json. One worker is this process, with the tokenizer's own threads; more are
+  processes of one thread each. Raises JaxchopError when one of them dies.
+  """
+  if workers == 1:
+    loaded = _loaded(tokenizer)
+    for item, texts in batches:
+      yield item, _tokens(loaded, texts, eos, dtype)
+    return
+  pool = ProcessPoolExecutor(
+    workers, mp_context=multiprocessing.get_context("spawn"), initializer=_begin, initargs=(tokenizer,)
+  )
+  running: collections.deque[tuple[Item, Future[Tokens]]] = collections.deque()
+  try:
+    for item, texts in batches:
+      running.append((item, pool.submit(_work, texts, eos, dtype)))
+      if len(running) > _WAITING * workers:
+        done, future = running.popleft()
+        yield done, future.result()
+    while running:
+      done, future = running.popleft()
+      yield done, future.result()
+  except BrokenProcessPool as error:
+    raise JaxchopError(
+      "a process that tokenises died, perhaps for want of memory; run the same command again, with fewer --workers"
+    ) from error
+  finally:
+    pool.shutdown(cancel_futures=True)
+
+
+# Of a process of the pool: what its initialiser leaves for its work.
+_mine: list[tokenizers.Tokenizer] = []
+
+
+def _begin(tokenizer: str) -> None:
+  """Sets up a process: the main one alone answers signals, and when it is gone, none of its processes stays."""
+  signal.signal(signal.SIGINT, signal.SIG_IGN)
+  threading.Thread(target=_end_with_parent, daemon=True).start()
+  os.environ["TOKENIZERS_PARALLELISM"] = "false"
+  _mine.append(_loaded(tokenizer))
+
+
+def _end_with_parent() -> None:
+  parent = multiprocessing.parent_process()
+  assert parent is not None
+  parent.join()
+  os._exit(1)
+
+
+def _loaded(tokenizer: str) -> tokenizers.Tokenizer:
+  """Returns the tokenizer without what its last use may have left in it."""
+  loaded = tokenizers.Tokenizer.from_str(tokenizer)
+  loaded.no_padding()
+  loaded.no_truncation()
+  return loaded
+
+
+def _work(texts: list[str], eos: int, dtype: np.dtype) -> Tokens:
+  return _tokens(_mine[0], texts, eos, dtype)
+
+
+def _tokens(tokenizer: tokenizers.Tokenizer, texts: list[str], eos: int, dtype: np.dtype) -> Tokens:
+  found = tokenizer.encode_batch_fast(texts, add_special_tokens=False)
+  ids = [np.array([*one.ids, eos], dtype) for one in found]
+  return Tokens(np.concatenate(ids), np.array([len(one) for one in ids], np.int64))
