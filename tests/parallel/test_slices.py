@@ -69,7 +69,7 @@ def compiled_step() -> None:
   print(json.dumps({"kinds": kinds, "bytes": 4 * count, "gradient": bytes_per_device(model), "sends": len(sent)}))
 
 
-def test_between_slices_only_gradients_are_summed_each_part_once(tmp_path: Path) -> None:
+def test_between_slices_only_gradients_are_summed_each_chip_with_its_own_part(tmp_path: Path) -> None:
   paths = os.pathsep.join([str(Path(__file__).parents[2]), *filter(None, [os.environ.get("PYTHONPATH")])])
   done = subprocess.run(
     [sys.executable, __file__],
@@ -83,8 +83,8 @@ def test_between_slices_only_gradients_are_summed_each_part_once(tmp_path: Path)
   assert done.returncode == 0, done.stderr[-2000:]
   found = json.loads(done.stdout.splitlines()[-1])
   assert found["kinds"] == ["ALL_REDUCE"] and found["sends"] > 5
-  # The loss and the norm of the gradient are a few numbers more.
-  assert found["gradient"] <= found["bytes"] < 1.05 * found["gradient"]
+  # Scattered over the four chips of a slice first; the compiler halves the embedding's gradient only before it is sent.
+  assert found["gradient"] <= found["bytes"] < 1.5 * found["gradient"]
 
 
 if __name__ == "__main__":
