@@ -239,6 +239,9 @@ def main(argv: Sequence[str] | None = None) -> int:
   except KeyboardInterrupt:
     sys.stderr.write(f"jaxchop {name}: interrupted; what was finished is kept, run the same command again to go on\n")
     return 130
+  if result is None:
+    # One of several processes, of which another one speaks.
+    return 0
   if settings.json:
     sys.stdout.write(json.dumps(result, ensure_ascii=False) + "\n")
   else:

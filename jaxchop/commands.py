@@ -1,10 +1,11 @@
 """What each sub-command does: opens what it names, calls one room, returns an object that JSON can hold."""
 
 import dataclasses
+import json
 import os
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,8 @@ from jaxchop.hub.rewrite import prune_checkpoint
 from jaxchop.job import Job
 from jaxchop.model.generate import Sampling
 from jaxchop.model.generate import generate as continue_prompts
+from jaxchop.parallel.channel import Channel
+from jaxchop.parallel.hosts import joined
 from jaxchop.pipeline import run as run_recipe
 from jaxchop.pipeline import spent_on
 from jaxchop.prune import plan as plans
@@ -36,8 +39,10 @@ from jaxchop.report.page import write_report
 from jaxchop.subject import Subject
 
 
-def run(options: Any) -> dict[str, Any]:
-  return run_recipe(_settings(Recipe, options))
+def run(options: Any) -> dict[str, Any] | None:
+  recipe = _settings(Recipe, options)
+  with joined(_told(recipe), recipe.recover.mesh.wait) as hosts:
+    return _spoken(run_recipe(recipe, hosts), hosts)
 
 
 def inspect(options: Any) -> dict[str, Any]:
@@ -121,14 +126,15 @@ def read_or_make_plan(subject: Subject, options: Any) -> Plan:
   return stages.plan(subject, recipe, found, lambda: stages.layer_share(subject.load()), search)
 
 
-def recover(options: Any) -> dict[str, Any]:
+def recover(options: Any) -> dict[str, Any] | None:
   layers = Subject(options.model).checkpoint.layers
   settings = _settings(RecoverConfig, options)
   keep_all = PruneConfig(keep=f"0:{layers}")
-  job = Job(Recipe(out=options.out, model=options.model, data=options.data, prune=keep_all, recover=settings))
-  with job.folder.locked():
-    again = job.recovered()
-  return spent_on(again)
+  recipe = Recipe(out=options.out, model=options.model, data=options.data, prune=keep_all, recover=settings)
+  with joined(_told(recipe), settings.mesh.wait) as hosts:
+    job = Job(recipe, hosts)
+    with job.locked():
+      return _spoken(spent_on(job.recovered()), hosts)
 
 
 def evaluate(options: Any) -> dict[str, Any]:
@@ -221,6 +227,24 @@ def _prompt_ids(subject: Subject, text: str, chat: bool) -> list[int]:
   messages = [{"role": "user", "content": text}]
   rendered = subject.tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
   return subject.tokenizer.encode(str(rendered), add_special_tokens=False)
+
+
+def _told(recipe: Recipe) -> dict[str, Any]:
+  """Returns the settings of a recipe by their dotted names, all of which the processes of a run must be given alike."""
+
+  def flat(name: str, value: Any) -> Iterator[tuple[str, Any]]:
+    if isinstance(value, dict) and value:
+      for key, below in value.items():
+        yield from flat(f"{name}.{key}" if name else str(key), below)
+    else:
+      yield name, value
+
+  return dict(flat("", json.loads(json.dumps(dataclasses.asdict(recipe)))))
+
+
+def _spoken(result: dict[str, Any], hosts: Channel) -> dict[str, Any] | None:
+  """Returns what is printed: of several processes the first one speaks."""
+  return result if hosts.index == 0 else None
 
 
 def _settings(kind: type, options: Any) -> Any:

@@ -223,6 +223,8 @@ class MeshConfig:
   """Parts that long sequences are cut into; weights and optimizer are cut over these devices too."""
   tensor: int = 1
   """Parts that heads, MLP columns and vocabulary are cut into."""
+  wait: float = 300.0
+  """Seconds that the processes of a run wait for each other at the start."""
 
 
 @dataclass(frozen=True, kw_only=True)

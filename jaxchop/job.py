@@ -1,13 +1,17 @@
 """A recipe at work: its model, text and plan, opened when first needed, and the training that it asks for."""
 
+import contextlib
 import dataclasses
 import functools
 import json
 import logging
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
+
+import jax.numpy as jnp
+from jax.sharding import Mesh
 
 from jaxchop import stages
 from jaxchop.config import Recipe
@@ -18,15 +22,21 @@ from jaxchop.data.sources import Document, digest
 from jaxchop.data.texts import Texts, is_cache, read_splits
 from jaxchop.errors import UsageError
 from jaxchop.files import write_json
+from jaxchop.hub.export import export_model
+from jaxchop.hub.load import load_model, open_checkpoint
 from jaxchop.model.llama import Llama
+from jaxchop.model.tree import unflatten
+from jaxchop.parallel.channel import ALONE, Channel
 from jaxchop.parallel.mesh import make_mesh
+from jaxchop.parallel.sharding import placement
 from jaxchop.prune import plan as plans
 from jaxchop.prune.criteria import named
 from jaxchop.prune.plan import Plan
 from jaxchop.prune.surgery import keep_layers
+from jaxchop.recover.checkpoint import load_weights
 from jaxchop.recover.loop import Recovered, recover
 from jaxchop.recover.step import make_step
-from jaxchop.run_folder import RunFolder, standing
+from jaxchop.run_folder import RunFolder, standing, stood
 from jaxchop.subject import Subject
 from jaxchop.versions import machine
 
@@ -41,22 +51,28 @@ _WORTH = 50_000_000
 class Job:
   """A recipe, its run folder, and what several stages share, opened when first needed."""
 
-  def __init__(self, recipe: Recipe):
-    """Raises UsageError on settings that contradict each other across rooms or fit neither model nor devices."""
+  def __init__(self, recipe: Recipe, hosts: Channel = ALONE):
+    """Raises UsageError on settings that contradict each other across rooms or fit neither model nor devices.
+
+    Where `hosts` joins several processes, all of them ask for the same things in the same order. Process 0 does what
+    one process can do, and the others take its results; recovery is the work of all.
+    """
     if recipe.prune.recover_between and (recipe.prune.merge or not recipe.recover.steps or recipe.prune.rounds == 1):
       raise UsageError(
         "prune.recover_between: needs prune.rounds above 1, recover.steps above 0 and no prune.merge; leave it out"
       )
     if recipe.prune.recover_between and recipe.recover.fork:
       raise UsageError("recover.fork: a recovery between rounds has no run to fork from; leave one of the two out")
-    self.recipe = recipe
+    self.recipe, self.hosts = recipe, hosts
     self.folder = RunFolder(Path(recipe.out))
     self.subject = Subject(recipe.model)
+    if hosts.count > 1:
+      # Every weight is read once for it, by one of them.
+      self.subject.identity = hosts.first("source", lambda: self.subject.identity)
     if recipe.recover.steps:
       # Refused now, not when an hour of scoring and measuring is over.
       make_step(recipe.recover)
-      rows = recipe.recover.batch_size // recipe.recover.accumulate
-      make_mesh(recipe.recover.mesh, self.subject.checkpoint.architecture, rows, recipe.recover.seq_len)
+      self._mesh()
       for spec in filter(is_cache, self.texts.specs.values()):
         if (length := read_manifest(Path(spec), self.subject.tokenizer).seq_len) != recipe.recover.seq_len:
           raise UsageError(
@@ -65,6 +81,13 @@ class Job:
           )
     # What was left in each round of scoring, the whole model first.
     self._rounds: list[Layers] = []
+
+  @contextlib.contextmanager
+  def locked(self) -> Iterator[None]:
+    """Keeps other runs out of the folder while the block runs."""
+    with contextlib.ExitStack() as stack:
+      self.hosts.first("lock", lambda: stack.enter_context(self.folder.locked()))
+      yield
 
   @functools.cached_property
   def texts(self) -> Texts:
@@ -78,7 +101,7 @@ class Job:
   def plan(self) -> Plan:
     """Which layers stay: plan.json, from scores.json where a criterion chooses."""
     plan = stages.plan(self.subject, self.recipe, self._scores, self._layer_share, self._searched)
-    write_json(self.folder.plan, plans.to_json(plan))
+    self.hosts.first("plan", lambda: write_json(self.folder.plan, plans.to_json(plan)))
     return plan
 
   @functools.cached_property
@@ -127,14 +150,46 @@ class Job:
       return {"digest": packed.digest}
 
     key = text_digest, tokenizer_digest(tokenizer), length
-    standing(note, key, make, product=out / MANIFEST)
+    self.hosts.first("packed", lambda: standing(note, key, make, product=out / MANIFEST))
     return out
 
   def recovered(self) -> Recovered:
     """Returns the pruned model after continued pretraining; the whole one is let go first."""
-    start, corpora, cut_by = self.small, self.corpora, self.cut_by
-    del self.small, self.whole
+    corpora, cut_by, start = self.corpora, self.cut_by, self.start()
+    for name in ("small", "whole"):
+      self.__dict__.pop(name, None)
     return self._recover(start, self.recipe.recover.steps, self.folder.path, corpora, cut_by)
+
+  def start(self) -> Llama:
+    """Returns the pruned model where recovery wants it: what is in no memory yet, each process reads its parts of."""
+    plan, checkpoint = self.plan, self.subject.checkpoint
+    if self.recipe.prune.recover_between or (self.hosts.count == 1 and ("small" in self.__dict__ or _made(plan))):
+      return self.small
+    keep: Iterable[int] = plan.keep
+    if _made(plan):
+      folder = self.folder.path / "cut"
+      self.hosts.first("cut", lambda: self._write_cut(folder))
+      checkpoint, keep = open_checkpoint(str(folder)), range(len(plan.keep))
+    mesh = self._mesh()
+    places = None if mesh is None else functools.partial(placement, mesh=mesh)
+    return load_model(checkpoint, keep=tuple(keep), sharding=places)
+
+  def _write_cut(self, folder: Path) -> None:
+    """Writes what only process 0 has made, for the others to read."""
+    export_model(
+      self.small,
+      self.subject.checkpoint,
+      folder,
+      keep=self.plan.keep,
+      dtype="float32",
+      overwrite=True,
+      readme="The pruned model before its recovery.\n",
+      provenance={"reference": None},
+    )
+
+  def _mesh(self) -> Mesh | None:
+    settings, architecture = self.recipe.recover, self.subject.checkpoint.architecture
+    return make_mesh(settings.mesh, architecture, settings.batch_size // settings.accumulate, settings.seq_len)
 
   def _recover(
     self, start: Llama, steps: int, folder: Path, corpora: Mapping[str, Packed], cut_by: tuple[Any, ...]
@@ -152,7 +207,7 @@ class Job:
     digests: Any = {name: packed.digest for name, packed in corpora.items()}
     identity = [digests, data.weights] if data.corpora else digests[""]
     meta = {"source": self.subject.identity, "cut": json.loads(json.dumps(cut_by, default=str)), "data": identity}
-    return recover(start, batches, settings, folder, meta=meta)
+    return recover(start, batches, settings, folder, meta=meta, hosts=self.hosts)
 
   def _scores(self, keep: Layers) -> dict[str, Any]:
     """Returns the scores of the model of the layers `keep`: scores.json of all, files of their own of later rounds."""
@@ -163,20 +218,27 @@ class Job:
     out = self.folder.measured / f"scores-of-{len(keep)}-layers.json" if later else self.folder.scores
     between = (recipe.recover, recipe.prune.recover_between) if later and recipe.prune.recover_between else ()
 
+    key = (subject.identity, keep, digest(self.texts.calibration), recipe.score, criteria, between)
+    if found := self.hosts.first("scores stand", lambda: stood(out, key)):
+      return found
+    # A recovery between rounds is the work of all processes.
+    model = self._after(keep) if between or self.hosts.index == 0 else None
+
     def make() -> dict[str, Any]:
       left = keep if later else None
+      assert model is not None
       return stages.scores(
-        subject, self._after(keep), self.texts, recipe.score, criteria, recipe.data, out, keep=left, trained=between
+        subject, model, self.texts, recipe.score, criteria, recipe.data, out, keep=left, trained=between
       )
 
-    key = (subject.identity, keep, digest(self.texts.calibration), recipe.score, criteria, between)
-    return standing(out, key, make)
+    return self.hosts.first("scores", lambda: standing(out, key, make))
 
   def _layer_share(self) -> float:
     """Returns a layer's share of the decode time, timed once: a restart must not come to another plan."""
     key = self.subject.identity, machine()
     path = self.folder.measured / "layer_share.json"
-    return standing(path, key, lambda: {"share": stages.layer_share(self.whole)})["share"]
+    make = lambda: {"share": stages.layer_share(self.whole)}  # noqa: E731
+    return self.hosts.first("layer share", lambda: standing(path, key, make))["share"]
 
   def _searched(self, count: int | None) -> Plan:
     """Returns the plan of a merge that chooses the layers itself, searched once."""
@@ -186,7 +248,7 @@ class Job:
 
     path = self.folder.measured / "merged.json"
     key = self.subject.identity, digest(self.texts.calibration), self.recipe.prune.merge, self.recipe.merging, count
-    return plans.from_json(standing(path, key, make), str(path))
+    return plans.from_json(self.hosts.first("merges", lambda: standing(path, key, make)), str(path))
 
   def _after(self, keep: Layers) -> Llama:
     """Returns the model of the layers `keep` of a round: of later rounds recovered, where the recipe asks for it."""
@@ -197,7 +259,19 @@ class Job:
     start = _places(self._after(before), before, keep)
     folder = self.folder.path / "rounds" / f"{len(keep)}-layers"
     about = (self._rounds[: number + 1], self.recipe.prune.recover_between)
-    return self._recover(start, self.recipe.prune.recover_between, folder, self.corpora, about).model
+    model = self._recover(start, self.recipe.prune.recover_between, folder, self.corpora, about).model
+    return model if self.hosts.count == 1 else _here(model, folder)
+
+
+def _made(plan: Plan) -> bool:
+  """Whether a plan's weights are in no checkpoint but were merged or fitted."""
+  return bool(plan.merges or plan.repair)
+
+
+def _here(model: Llama, folder: Path) -> Llama:
+  """Returns a model that lies over several processes, whole in this one: its last checkpoint is."""
+  flat, _ = load_weights(RunFolder(folder).checkpoints)
+  return unflatten(model, {name: jnp.asarray(value) for name, value in flat.items()})
 
 
 def _places(model: Llama, layers: Layers, keep: Layers) -> Llama:

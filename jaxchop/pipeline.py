@@ -7,6 +7,7 @@ import dataclasses
 import logging
 import math
 import resource
+import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -21,41 +22,56 @@ from jaxchop.evaluate.speed import compare_speed
 from jaxchop.files import read_json, write_json, write_text
 from jaxchop.job import Job
 from jaxchop.model.llama import Llama
+from jaxchop.parallel.channel import ALONE, Channel
 from jaxchop.recover.loop import Recovered, untrained
 from jaxchop.report.page import write_report
-from jaxchop.run_folder import standing
+from jaxchop.run_folder import standing, stood
 from jaxchop.subject import Subject
 from jaxchop.versions import machine, versions
 
 log = logging.getLogger("jaxchop")
 
 
-def run(recipe: Recipe) -> dict[str, Any]:
+def run(recipe: Recipe, hosts: Channel = ALONE) -> dict[str, Any]:
   """Does the whole job of a recipe in its run folder and returns the content of summary.json.
 
-  Stages whose result stands are skipped; an interrupted recovery goes on from its newest verified checkpoint. Raises
-  JaxchopError when another process writes to the folder or a stage fails.
+  Stages whose result stands are skipped; an interrupted recovery goes on from its newest verified checkpoint. Where
+  `hosts` joins several processes, all call this; but for the recovery, process 0 works and the others take its results.
+  Raises JaxchopError when another process writes to the folder or a stage fails.
   """
-  job = Job(recipe)
+  job = Job(recipe, hosts)
   job.texts.require("held_out")
-  with job.folder.locked():
+  with job.locked():
     text = yaml.safe_dump(dataclasses.asdict(recipe), sort_keys=False)
-    write_text(job.folder.recipe, text)
+    hosts.first("recipe", lambda: write_text(job.folder.recipe, text))
     log.info("%s: %s", job.subject.name, job.plan.words)
-    models = {
-      "original": measured(job, "original", lambda: job.whole),
-      "pruned": measured(job, "pruned", lambda: job.small),
-    }
-    speed = timed(job)
+    if recipe.prune.recover_between:
+      # It comes out of a recovery, the work of all processes.
+      _ = job.small
+    models = hosts.first("measured before", lambda: measured_before(job))
+    speed = hosts.first("speed", lambda: timed(job))
     spent = exported(job, text)
-    models["recovered"] = measured(job, "recovered", lambda: Subject(str(job.folder.export)).load())
-    summary = summarised(job, models, speed, spent)
-    write_text(job.folder.export / "README.md", stages.card(job.subject, job.plan, summary=summary, recipe=text))
-    check = standing(job.folder.measured / "check.json", spent, lambda: stages.check(job.folder.export).to_dict())
-    summary |= {"check": for_report(check), "seconds": seconds(job)}
-    write_json(job.folder.evaluation, {"models": [{"name": name, **entry} for name, entry in models.items()]})
-    write_json(job.folder.summary, summary)
-    return summary | {"report": str(write_report(job.folder.path))}
+    return hosts.first("summary", lambda: concluded(job, models, speed, spent, text))
+
+
+def measured_before(job: Job) -> dict[str, Any]:
+  """Returns what was measured of the models before recovery."""
+  models = {"original": lambda: job.whole, "pruned": lambda: job.small}
+  return {name: measured(job, name, model) for name, model in models.items()}
+
+
+def concluded(
+  job: Job, models: dict[str, Any], speed: Mapping[str, Any], spent: Mapping[str, Any], recipe: str
+) -> dict[str, Any]:
+  """Returns the summary of a run after measuring and checking its export and writing its report."""
+  models |= {"recovered": measured(job, "recovered", lambda: Subject(str(job.folder.export)).load())}
+  summary = summarised(job, models, speed, spent)
+  write_text(job.folder.export / "README.md", stages.card(job.subject, job.plan, summary=summary, recipe=recipe))
+  check = standing(job.folder.measured / "check.json", spent, lambda: stages.check(job.folder.export).to_dict())
+  summary |= {"check": for_report(check), "seconds": seconds(job)}
+  write_json(job.folder.evaluation, {"models": [{"name": name, **entry} for name, entry in models.items()]})
+  write_json(job.folder.summary, summary)
+  return summary | {"report": str(write_report(job.folder.path))}
 
 
 def measured(job: Job, name: str, model: Callable[[], Llama]) -> dict[str, Any]:
@@ -92,16 +108,16 @@ def timed(job: Job) -> dict[str, Any]:
 
 
 def exported(job: Job, recipe: str) -> dict[str, Any]:
-  """Returns what recovery took, after writing the recovered model to the run's export folder."""
-
-  def make() -> dict[str, Any]:
-    again = job.recovered() if job.recipe.recover.steps else untrained(job.small)
-    subject = Subject(str(job.folder.path))
-    stages.write(subject, again.model, job.plan, job.folder.export, job.recipe.export, overwrite=True, recipe=recipe)
-    return spent_on(again)
-
+  """Returns what recovery took, after writing the recovered model to the run's export folder: the work of all."""
+  path, product = job.folder.measured / "recovery.json", job.folder.export / "config.json"
   key = job.subject.identity, job.cut_by, trained(job)
-  return standing(job.folder.measured / "recovery.json", key, make, product=job.folder.export / "config.json")
+  if found := job.hosts.first("recovery stands", lambda: stood(path, key, product=product)):
+    return found
+  start = time.monotonic()
+  again = job.recovered() if job.recipe.recover.steps else untrained(job.start())
+  subject = Subject(str(job.folder.path))
+  stages.write(subject, again.model, job.plan, job.folder.export, job.recipe.export, overwrite=True, recipe=recipe)
+  return job.hosts.first("recovery", lambda: standing(path, key, lambda: spent_on(again), since=start))
 
 
 def spent_on(again: Recovered) -> dict[str, Any]:

@@ -36,20 +36,36 @@ class RunFolder:
 
 
 def standing(
-  path: Path, key: Any, make: Callable[[], dict[str, Any]], *, product: Path | None = None
+  path: Path,
+  key: Any,
+  make: Callable[[], dict[str, Any]],
+  *,
+  product: Path | None = None,
+  since: float | None = None,
 ) -> dict[str, Any]:
   """Returns the JSON result in `path` if it was made for the same `key`, else makes and writes it.
 
   The key names everything the result depends on; its digest is kept in the file, and so is the time it took. Without
-  the file `product`, which making it also wrote, the result does not stand.
+  the file `product`, which making it also wrote, the result does not stand. `since`, of time.monotonic(), says when the
+  work began where that was before this call.
   """
-  digest = hashlib.sha256(json.dumps(key, sort_keys=True, default=str).encode()).hexdigest()
-  if path.exists() and (product is None or product.exists()):
-    found = read_json(path)
-    if isinstance(found, dict) and found.get("key") == digest:
-      return found
-  start = time.monotonic()
-  content = make() | {"key": digest, "seconds": time.monotonic() - start}
+  if (found := stood(path, key, product=product)) is not None:
+    return found
+  start = time.monotonic() if since is None else since
+  content = make() | {"key": _digest(key), "seconds": time.monotonic() - start}
   write_json(path, content)
   # What a later process would read: tuples have become lists.
   return json.loads(json.dumps(content))
+
+
+def stood(path: Path, key: Any, *, product: Path | None = None) -> dict[str, Any] | None:
+  """Returns the result that `standing` would find; None where it would be made."""
+  if path.exists() and (product is None or product.exists()):
+    found = read_json(path)
+    if isinstance(found, dict) and found.get("key") == _digest(key):
+      return found
+  return None
+
+
+def _digest(key: Any) -> str:
+  return hashlib.sha256(json.dumps(key, sort_keys=True, default=str).encode()).hexdigest()

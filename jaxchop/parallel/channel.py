@@ -129,11 +129,12 @@ class Channel:
       if self._lines and self._news.wait_for(lambda: self.lost, timeout=GRACE / 2):
         raise JaxchopError(self.lost)
 
-  def close(self) -> None:
-    """Says goodbye; the others do not take it for a loss."""
+  def close(self, error: str = "") -> None:
+    """Says goodbye, or why this process fails; without a goodbye the others would take it for lost."""
     self._closed.set()
+    words = f"{self._who(self.index)}: {error}"
     for line in self._lines.values():
-      line.send({"bye": True})
+      line.send({"lost": words} if error else {"bye": True})
       line.close()
 
   def _listen(self, other: int, line: Line) -> None:
@@ -186,6 +187,8 @@ class Channel:
     ending.start()
 
   def _end(self) -> None:
+    if self._closed.is_set():
+      return
     sys.stderr.write(f"jaxchop: error: {self.lost}\n")
     sys.stderr.flush()
     os._exit(1)

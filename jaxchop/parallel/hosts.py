@@ -19,7 +19,7 @@ import jax
 # No public function says how many processes a cluster has without joining them.
 from jax._src import clusters
 
-from jaxchop.errors import JaxchopError, UsageError
+from jaxchop.errors import Interrupted, JaxchopError, Preempted, UsageError
 from jaxchop.parallel.channel import ALONE, Channel, Line
 
 log = logging.getLogger("jaxchop")
@@ -59,11 +59,21 @@ def joined(about: Mapping[str, Any], limit: float) -> Iterator[Channel]:
     log.info("hosts: %d processes on %s", cluster.count, ", ".join(dict.fromkeys(channel.names)))
     _join_devices(cluster, limit)
     yield channel
-    # Nobody leaves while another one still wants something of him.
-    channel.gather("leave", True)
-  finally:
-    channel.close()
-    jax.distributed.shutdown()
+    _leave(channel)
+  except (Preempted, Interrupted):
+    # All of them stop.
+    _leave(channel)
+    raise
+  except BaseException as error:
+    channel.close(str(error) or type(error).__name__)
+    raise
+
+
+def _leave(channel: Channel) -> None:
+  """Waits until nobody wants anything of the others any more."""
+  channel.gather("leave", True)
+  channel.close()
+  jax.distributed.shutdown()
 
 
 def find_cluster(limit: float) -> Cluster | None:
