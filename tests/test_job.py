@@ -58,6 +58,10 @@ def test_a_latency_is_timed_once(recipe, monkeypatch):
     (RecoverConfig(accumulate=3), r"accumulate is 3, which does not divide recover\.batch_size 4"),
     (RecoverConfig(optimizer=OptimizerConfig(decay_share=2.0)), r"decay_share is 2\.0"),
     (
+      RecoverConfig(mesh=MeshConfig(fsdp=1, context=3)),
+      r"mesh\.context is 3, which does not divide recover\.seq_len, 256",
+    ),
+    (
       RecoverConfig(mesh=MeshConfig(fsdp=1, tensor=4)),
       r"mesh\.tensor is 4, which does not divide the model's key/value",
     ),
@@ -76,6 +80,12 @@ def test_a_text_read_too_often_is_said_beforehand(recipe, tmp_path, caplog, step
   settings = RecoverConfig(steps=steps, batch_size=64, seq_len=64)
   Job(recipe(PruneConfig(drop="1"), data=DataConfig(source=str(tmp_path / "text.jsonl")), recover=settings)).recovered()
   assert any("learned by heart" in line for line in caplog.messages) == warned
+
+
+def test_a_recovery_between_rounds_has_no_run_to_fork_from(recipe):
+  prune = PruneConfig(criterion="block_influence", count=2, rounds=2, recover_between=2)
+  with pytest.raises(UsageError, match=r"recover\.fork: a recovery between rounds has no run to fork from"):
+    Job(recipe(prune, recover=RecoverConfig(fork="runs/x")))
 
 
 @pytest.fixture

@@ -2,10 +2,14 @@
 
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import jax
+import numpy as np
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh
+from numpy.typing import NDArray
 
 from jaxchop.config import MeshConfig
 from jaxchop.errors import UsageError
@@ -44,9 +48,36 @@ def make_mesh(
     log.info("mesh: %d of %d devices work: %s", count, len(devices), _words(sizes))
   if count == 1:
     return None
-  return jax.make_mesh(
-    tuple(sizes.values()), AXES, axis_types=(AxisType.Explicit,) * len(AXES), devices=devices[:count]
-  )
+  return Mesh(arranged(sizes, devices[:count]), AXES, axis_types=(AxisType.Explicit,) * len(AXES))
+
+
+def arranged(sizes: Mapping[str, int], devices: Sequence[Any]) -> NDArray[np.object_]:
+  """Returns the devices in the shape of a mesh, neighbours along its later axes joined by the faster links.
+
+  Several TPU slices lie one after the other along `data`, which alone crosses the network between them; within a slice
+  `fsdp` lies over two axes of the torus where it can. On other machines `data` is over hosts, as the devices come host
+  by host. Raises UsageError where copies of the model and slices do not go into each other.
+  """
+  shape, slices = tuple(sizes.values()), len({getattr(device, "slice_index", 0) for device in devices})
+  if devices[0].platform != "tpu" or not _box(devices):
+    return np.array(devices, object).reshape(shape)
+  if sizes["data"] % slices:
+    raise UsageError(
+      f"mesh.data is {sizes['data']}; the devices are {slices} slices joined by a slow network, over which only "
+      f"copies of the model can lie: set it to a multiple of {slices}"
+    )
+  if slices == 1:
+    return mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
+  inner, outer = (sizes["data"] // slices, *shape[1:]), (slices, *(1 for _ in shape[1:]))
+  return mesh_utils.create_hybrid_device_mesh(inner, outer, devices, allow_split_physical_axes=True)
+
+
+def _box(devices: Sequence[Any]) -> bool:
+  """Returns whether TPU devices are whole boxes of the torus; a part of one has no axes to lay a mesh along."""
+  places = {(*device.coords, device.core_on_chip) for device in devices}
+  extent = np.ptp(np.array(sorted(places)), axis=0) + 1
+  slices = {getattr(device, "slice_index", 0) for device in devices}
+  return len(devices) == math.prod(extent.tolist()) * len(slices)
 
 
 def _filled(sizes: dict[str, int], model: LlamaConfig, rows: int, length: int, devices: int) -> dict[str, int]:

@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 from numpy.typing import NDArray
 
 from jaxchop.errors import JaxchopError
@@ -36,7 +36,7 @@ class Rules:
 RULES = Rules()
 
 
-def placement(name: str, shape: tuple[int, ...], mesh: Mesh, rules: Rules = RULES) -> NamedSharding:
+def placement(name: str, shape: tuple[int, ...], mesh: Mesh | AbstractMesh, rules: Rules = RULES) -> NamedSharding:
   """Returns where the parameter with a dotted name goes; an axis that its mesh axes do not divide stays whole."""
 
   def cut(axis: str | None, size: int) -> tuple[str, ...] | None:
@@ -64,7 +64,7 @@ def in_stripes(a_BT: jax.Array) -> jax.Array:
   return jax.sharding.reshard(striped(a_BT, parts), PartitionSpec(spec[0], CONTEXT))
 
 
-def _wide(names: tuple[str, ...], mesh: Mesh) -> tuple[str, ...]:
+def _wide(names: tuple[str, ...], mesh: Mesh | AbstractMesh) -> tuple[str, ...]:
   """An axis of one device cuts nothing, and named it would wander to other axes when an array is reshaped."""
   return tuple(name for name in names if mesh.shape[name] > 1)
 
@@ -80,6 +80,21 @@ def spread(model: Tree, mesh: Mesh, rules: Rules = RULES) -> Tree:
     return jax.make_array_from_callback(leaf.shape, place, lambda index: whole[index])
 
   return jax.tree_util.tree_map_with_path(move, model)
+
+
+def planned(model: Tree, mesh: Mesh | AbstractMesh, rules: Rules = RULES) -> Tree:
+  """Returns the model's arrays as shapes in their places: what a model of any size would be, without its memory."""
+
+  def plan(path: tuple[Any, ...], leaf: Any) -> jax.ShapeDtypeStruct:
+    place = placement(dotted(path), leaf.shape, mesh, rules)
+    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place)
+
+  return jax.tree_util.tree_map_with_path(plan, model)
+
+
+def bytes_per_device(tree: Any) -> int:
+  """Returns the bytes that each device holds of arrays, or of shapes with places."""
+  return sum(math.prod(a.sharding.shard_shape(a.shape)) * a.dtype.itemsize for a in jax.tree.leaves(tree))
 
 
 def own_rows(mesh: Mesh | None, count: int) -> NDArray[np.int64]:
@@ -113,7 +128,7 @@ def told(mesh: Mesh | None, value: int) -> jax.Array:
   return jax.make_array_from_callback((mesh.size,), place, lambda _: np.full(1, value, np.int32))
 
 
-def concrete(tree: Tree, mesh: Mesh) -> Tree:
+def concrete(tree: Tree, mesh: Mesh | AbstractMesh) -> Tree:
   """Returns abstract arrays with their places on this very mesh; what has none lies everywhere."""
 
   def place(leaf: Any) -> jax.ShapeDtypeStruct:
@@ -123,7 +138,7 @@ def concrete(tree: Tree, mesh: Mesh) -> Tree:
   return jax.tree.map(place, tree)
 
 
-def audit(state: Any, mesh: Mesh) -> None:
+def audit(state: Any, mesh: Mesh | AbstractMesh) -> None:
   """Raises JaxchopError, naming it, when a large array lies whole on every device although the mesh cuts weights."""
   if mesh.size == mesh.shape["data"]:
     return

@@ -6,16 +6,28 @@ import jax
 import jax.numpy as jnp
 import pytest
 from flax import nnx
+from jax.sharding import AbstractMesh, AxisType
 from jax.sharding import PartitionSpec as P
 
-from jaxchop.config import MeshConfig
+from jaxchop.config import MeshConfig, RecoverConfig
 from jaxchop.errors import JaxchopError, UsageError
 from jaxchop.model.axes import axes
 from jaxchop.model.config import LlamaConfig
 from jaxchop.model.llama import Llama
-from jaxchop.model.tree import flatten
-from jaxchop.parallel.mesh import make_mesh
-from jaxchop.parallel.sharding import audit, everywhere, in_stripes, placement, rows, spread
+from jaxchop.model.tree import abstract, flatten
+from jaxchop.parallel.mesh import AXES, make_mesh
+from jaxchop.parallel.sharding import (
+  audit,
+  bytes_per_device,
+  concrete,
+  everywhere,
+  in_stripes,
+  placement,
+  planned,
+  rows,
+  spread,
+)
+from jaxchop.recover.step import init_optimizer
 
 CONFIG = LlamaConfig(
   vocab_size=1024,
@@ -103,3 +115,38 @@ def test_a_large_array_that_lies_everywhere_is_named(model, mesh):
 def test_copies_of_the_model_are_no_accident():
   mesh = make_mesh(MeshConfig(data=4, fsdp=1), CONFIG, rows=4, length=12)
   audit({"moments": jax.device_put(jnp.zeros((512, 513)), everywhere(mesh))}, mesh)
+
+
+LLAMA_3_70B = LlamaConfig(
+  vocab_size=128256, width=8192, mlp_width=28672, heads=64, kv_heads=8, head_dim=128, norm_eps=1e-5, max_positions=8192
+)
+
+
+def abstract_mesh(*sizes):
+  return AbstractMesh(sizes, AXES, axis_types=(AxisType.Explicit,) * len(AXES))
+
+
+@pytest.mark.parametrize("sizes", [(1, 64, 1, 1), (4, 16, 2, 8)], ids=["64 parts", "1024 devices"])
+def test_seventy_billion_parameters_are_planned_for_without_holding_one(sizes):
+  mesh = abstract_mesh(*sizes)
+  model = planned(abstract(LLAMA_3_70B, 80), mesh)
+  with jax.sharding.use_abstract_mesh(mesh):
+    optimizer = concrete(jax.eval_shape(lambda m: init_optimizer(RecoverConfig(), m), model), mesh)
+  audit({"model": model, "optimizer": optimizer}, mesh)
+  count, norms = 70_553_706_496, 161 * 8192
+  weights = 4 * ((count - norms) // (mesh.size // sizes[0]) + norms)
+  assert sum(leaf.size for leaf in jax.tree.leaves(model)) == count
+  assert bytes_per_device(model) == weights
+  # Two moments and two counters; a gradient is as large as the weights are.
+  assert bytes_per_device(optimizer) == 2 * weights + 8
+
+
+@pytest.mark.parametrize("vocab", [128257, 257])
+def test_a_vocabulary_that_does_not_divide_may_stay_whole_if_it_is_small(vocab):
+  mesh = abstract_mesh(1, 1, 1, 8)
+  model = planned(abstract(dataclasses.replace(LLAMA_3_70B, vocab_size=vocab, width=64), 1), mesh)
+  if vocab < 1000:
+    audit(model, mesh)
+  else:
+    with pytest.raises(JaxchopError, match=r"embedding: 32,833,792 bytes lie whole on each of 8 devices"):
+      audit(model, mesh)
