@@ -45,7 +45,9 @@ class _Series(Protocol):
 class _TensorBoard:
   def __init__(self, module: Any, run: "Trackers"):
     forget = {"purge_step": run.step + 1} if run.step or run.told else {}
-    self._writer = module.SummaryWriter(str(run.folder / "tensorboard"), **forget)
+    # Its files are named by the second, and one of the same name is overwritten.
+    own = f".{os.getpid()}.{run.step}"
+    self._writer = module.SummaryWriter(str(run.folder / "tensorboard"), filename_suffix=own, **forget)
 
   def log(self, step: int, values: Mapping[str, float], when: float) -> None:
     for tag, value in values.items():
