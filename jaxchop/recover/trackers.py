@@ -4,9 +4,11 @@ A resumed run goes on with the same series. Steps that it does again are not sen
 had. TensorBoard, whose files a kill may cut short, is told instead to forget them.
 """
 
+import contextlib
 import importlib
 import logging
 import os
+import sys
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -74,14 +76,15 @@ class _Wandb:
 class _Trackio:
   def __init__(self, module: Any, run: "Trackers"):
     about = {"project": _PROJECT, "name": f"{run.name}-{run.id}", "resume": "allow", "config": dict(run.config)}
-    self._run, self._told = module.init(embed=False, **about), run.told
+    self._module, self._run, self._told = module, module.init(embed=False, **about), run.told
 
   def log(self, step: int, values: Mapping[str, float], when: float) -> None:
     if step > self._told:
       self._run.log(dict(values), step=step)
 
   def close(self) -> None:
-    self._run.finish()
+    # The run's own `finish` would be called once more at the end of the process.
+    self._module.finish()
 
 
 _SERIES: dict[str, Callable[[Any, "Trackers"], _Series]] = {
@@ -131,7 +134,9 @@ class Trackers:
 
   def _try(self, name: str, action: Callable[[], object]) -> None:
     try:
-      action()
+      # Standard output is for the command's result alone.
+      with contextlib.redirect_stdout(sys.stderr):
+        action()
     except Exception as error:  # Whatever a tracker does wrong is not the run's affair.
       self._series.pop(name, None)
       words = " ".join(str(error).split())[:200] or type(error).__name__

@@ -57,6 +57,7 @@ class StandIn(ModuleType):
     self.broken = broken
 
   def init(self, **about: Any) -> "StandIn":
+    print("Hello from a tracker")
     self.asked.append({key: about[key] for key in ("project", "resume")} | {"run": about.get("id", about["name"])})
     return self
 
@@ -71,7 +72,7 @@ class StandIn(ModuleType):
 
 @pytest.mark.parametrize("name", ["wandb", "trackio"])
 def test_others_go_on_with_the_same_run_and_are_not_told_twice(
-  name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+  name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
   module = StandIn()
   monkeypatch.setitem(sys.modules, name, module)
@@ -80,6 +81,7 @@ def test_others_go_on_with_the_same_run_and_are_not_told_twice(
   first, *points, ended = module.asked[:5]
   assert first == {"project": "jaxchop", "resume": "allow", "run": first["run"]} and ended == "finished"
   assert points[0] == (1, {"loss/train": 4.0, "perf/mfu": 0.5, "perf/step_time": 1.0})
+  assert capsys.readouterr().out == ""
   assert module.asked[5] == first and [entry[0] for entry in module.asked[6:-1]] == [4, 5]
 
 
