@@ -5,6 +5,7 @@ had. TensorBoard, whose files a kill may cut short, is told instead to forget th
 """
 
 import contextlib
+import functools
 import importlib
 import logging
 import os
@@ -112,7 +113,6 @@ class Trackers:
     self.folder, self.step, self.told, self.config = folder, step, told, config
     self.name = folder.resolve().name
     self._series: dict[str, _Series] = {}
-    self.id = self._lasting_id() if names else ""
     for name in names:
       module = importlib.import_module(_MODULES[name])
       self._try(name, lambda name=name, module=module: self._series.update({name: _SERIES[name](module, self)}))
@@ -142,7 +142,8 @@ class Trackers:
       words = " ".join(str(error).split())[:200] or type(error).__name__
       log.warning("recover.track: %s failed (%s); the run goes on without it", name, words)
 
-  def _lasting_id(self) -> str:
+  @functools.cached_property
+  def id(self) -> str:
     """Returns what names this run elsewhere, the same after every restart."""
     path = self.folder / "track.json"
     if not path.exists():

@@ -1,11 +1,11 @@
 """The wall time of a run divides into parts that sum up to it, over any number of processes and kills."""
 
+import logging
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from jaxchop.errors import JaxchopError
 from jaxchop.recover.goodput import PARTS, goodput
 from jaxchop.recover.journal import Journal, read_journal
 
@@ -79,7 +79,18 @@ def test_nothing_is_noted_of_a_run_that_has_not_begun(tmp_path: Path) -> None:
   assert not list(tmp_path.iterdir())
 
 
-def test_a_disk_that_refuses_is_named(tmp_path: Path) -> None:
+def test_a_disk_that_refuses_is_told_of_once_and_stops_nothing(
+  tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
   (tmp_path / "journal.jsonl").mkdir()
-  with pytest.raises(JaxchopError, match=r"journal\.jsonl: cannot be written: .*free the disk"):
-    Journal(tmp_path / "journal.jsonl").begin(1.0, 0, None, [])
+  journal = Journal(tmp_path / "journal.jsonl")
+  with caplog.at_level(logging.WARNING, logger="jaxchop"):
+    journal.begin(1.0, 0, 0.5, [])
+    journal.note("end")
+  (told,) = caplog.messages
+  assert "journal.jsonl: cannot be written: Is a directory; the goodput told will miss what follows" in told
+
+
+def test_lines_that_are_no_events_do_not_count(tmp_path: Path) -> None:
+  (tmp_path / "journal.jsonl").write_text('3\n{"event": "begin"}\n{"event": "end", "time": 2.0}\n')
+  assert read_journal(tmp_path / "journal.jsonl") == [event("end", 2.0)]
