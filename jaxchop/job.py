@@ -36,6 +36,7 @@ from jaxchop.prune.surgery import keep_layers
 from jaxchop.recover.checkpoint import load_weights
 from jaxchop.recover.loop import Recovered, recover
 from jaxchop.recover.step import make_step
+from jaxchop.recover.trackers import require
 from jaxchop.run_folder import RunFolder, standing, stood
 from jaxchop.subject import Subject
 from jaxchop.versions import machine
@@ -72,6 +73,7 @@ class Job:
     if recipe.recover.steps:
       # Refused now, not when an hour of scoring and measuring is over.
       make_step(recipe.recover)
+      require(recipe.recover.track)
       self._mesh()
       for spec in filter(is_cache, self.texts.specs.values()):
         if (length := read_manifest(Path(spec), self.subject.tokenizer).seq_len) != recipe.recover.seq_len:

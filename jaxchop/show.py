@@ -10,6 +10,8 @@ import rich.table
 import rich.text
 
 from jaxchop.layers import spans
+from jaxchop.report.fields import Fields
+from jaxchop.report.goodput import in_one_line, read_goodput
 from jaxchop.report.table import summary_table
 from jaxchop.report.wording import count, size
 
@@ -109,8 +111,11 @@ def _recover(console: rich.console.Console, result: Result) -> None:
     console,
     f"{result['steps']} steps, {count(result['tokens'])} tokens in {result['seconds']:.0f} s "
     f"({result['tokens_per_second']:.0f} tokens/s, compiled in {result['compile_seconds']:.0f} s)",
-    f"loss {result['first_loss']:.4f} -> {result['last_loss']:.4f}",
   )
+  if result["first_loss"] is not None:
+    _say(console, f"loss {result['first_loss']:.4f} -> {result['last_loss']:.4f}")
+  if (spent := read_goodput(Fields("recovery", result))) is not None:
+    _say(console, in_one_line(spent))
 
 
 def _evaluate(console: rich.console.Console, result: Result) -> None:

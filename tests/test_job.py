@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import sys
 
 import pytest
 
@@ -70,6 +71,13 @@ def test_a_latency_is_timed_once(recipe, monkeypatch):
 def test_a_recovery_that_cannot_begin_is_refused_before_anything_else(recipe, tmp_path, recover, said):
   with pytest.raises(UsageError, match=said):
     Job(recipe(PruneConfig(drop="1"), recover=recover))
+  assert not (tmp_path / "run").exists()
+
+
+def test_a_tracker_that_is_not_installed_is_refused_before_anything_else(recipe, tmp_path, monkeypatch):
+  monkeypatch.setitem(sys.modules, "wandb", None)
+  with pytest.raises(UsageError, match=r"wandb needs the package wandb .*pip install 'jaxchop\[track\]'"):
+    Job(recipe(PruneConfig(drop="1"), recover=RecoverConfig(track=("wandb",))))
   assert not (tmp_path / "run").exists()
 
 

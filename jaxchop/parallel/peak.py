@@ -51,16 +51,21 @@ class Peak(NamedTuple):
 
 
 def peak(devices: Sequence[jax.Device], dtype: str) -> Peak:
-  """Returns the peak of matrix products of `dtype` inputs; measured on one device where its kind is not listed."""
+  """Returns the peak of matrix products of `dtype` inputs; measured on an own device where its kind is not listed."""
   kind, count = devices[0].device_kind, len(devices)
   if (listed := _listed(kind, dtype)) is not None:
     return Peak(count * listed, f"{_rate(listed)} a device, by its data sheet")
-  found = _measured(devices[0], dtype)
+  found = _measured(own(devices), dtype)
   if devices[0].platform == "cpu":
     # The devices of a process share its cores, all of which the product used.
     count = len({device.process_index for device in devices})
     return Peak(count * found, f"a measured {_rate(found)}" + (" a process" if count > 1 else ""))
   return Peak(count * found, f"a measured {_rate(found)} a device")
+
+
+def own(devices: Sequence[jax.Device]) -> jax.Device:
+  """Returns one of the devices that belongs to this process."""
+  return next(device for device in devices if device.process_index == jax.process_index())
 
 
 def _listed(kind: str, dtype: str) -> float | None:

@@ -45,7 +45,7 @@ class Clock:
     asked, arrived, done = self._running.popleft()
     end, idle_since = done.result(), self._idle_since
     self._idle_since = end
-    return Took(end - max(arrived, idle_since), max(0.0, arrived - max(asked, idle_since)))
+    return Took(max(end - max(arrived, idle_since), 1e-9), max(0.0, arrived - max(asked, idle_since)))
 
 
 def _when_ready(result: jax.Array) -> float:

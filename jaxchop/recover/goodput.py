@@ -56,7 +56,7 @@ def goodput(events: Sequence[dict[str, Any]], curve: Sequence[dict[str, Any]]) -
     if name == "train":
       session.first_step = when
       parts["start"] += max(0.0, when - session.begin - session.timed)
-    elif "seconds" in event:
+    elif name in parts:
       parts[name] += event["seconds"]
       session.timed += event["seconds"]
   for line in curve:

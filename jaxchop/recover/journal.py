@@ -6,6 +6,7 @@ and each is in the file when it is told of, so that a killed process leaves all 
 
 import contextlib
 import json
+import logging
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -13,7 +14,7 @@ from typing import Any
 
 import jax
 
-from jaxchop.errors import JaxchopError
+log = logging.getLogger("jaxchop")
 
 
 def read_journal(path: Path) -> list[dict[str, Any]]:
@@ -23,7 +24,7 @@ def read_journal(path: Path) -> list[dict[str, Any]]:
     for line in path.read_text(encoding="utf-8").splitlines():
       with contextlib.suppress(ValueError):
         events.append(json.loads(line))
-  return events
+  return [event for event in events if isinstance(event, dict) and {"event", "time"} <= event.keys()]
 
 
 class Journal:
@@ -46,7 +47,7 @@ class Journal:
       self.note("restore", seconds=restored)
 
   def note(self, event: str, **what: Any) -> None:
-    """Adds one event; raises JaxchopError when the disk refuses."""
+    """Adds one event; where the disk refuses, warns once and notes nothing more: the run does not depend on it."""
     if not self._writes:
       return
     line = {"event": event, "time": time.time(), **what}
@@ -57,7 +58,8 @@ class Journal:
         file.seek(max(file.seek(0, 2) - 1, 0))
         file.write((b"\n" if file.read(1) not in (b"", b"\n") else b"") + json.dumps(line).encode() + b"\n")
     except OSError as error:
-      raise JaxchopError(f"{self.path}: cannot be written: {error.strerror}; free the disk") from error
+      self._writes = False
+      log.warning("%s: cannot be written: %s; the goodput told will miss what follows", self.path, error.strerror)
 
   @contextlib.contextmanager
   def timed(self, event: str, **what: Any) -> Iterator[None]:
@@ -65,11 +67,8 @@ class Journal:
     start = time.monotonic()
     try:
       yield
-    except BaseException:
-      with contextlib.suppress(JaxchopError):
-        self.note(event, seconds=time.monotonic() - start, **what)
-      raise
-    self.note(event, seconds=time.monotonic() - start, **what)
+    finally:
+      self.note(event, seconds=time.monotonic() - start, **what)
 
 
 def _spent(line: dict[str, Any]) -> float:

@@ -193,27 +193,30 @@ def _train(run: Run, program: Callable[..., Any], batches: Batches, stop: Stop, 
     run.listeners += [partial(_show, bar), trackers.log]
     run.journal.note("train")
     failed: JaxchopError | None = None
-    while run.step < config.steps and not _heard(run, stop, hosts):
-      with profile.step(run.step + 1, run.settle):
-        hosts.doing(run.step + 1, "reading its rows")
-        run.clock.ask()
-        try:
-          run.checkpoints.poll()
-          batch = _next(records, run)
-        except JaxchopError as error:
-          failed, batch = failed or error, _blank(config, run.mesh, batches.segments)
-          if hosts.count == 1:
-            raise
-        hosts.doing(run.step + 1, "running")
-        run.dispatch(program, _placed(batch, run), Wish.FAIL if failed is not None else stop.wish)
-      if run.step % config.checkpoint_every == 0:
-        run.settle()
-        try:
-          run.save()
-        except Unsaved as error:
-          failed = error
-    run.settle()
-    run.listeners.clear()
+    try:
+      while run.step < config.steps and not _heard(run, stop, hosts):
+        with profile.step(run.step + 1, run.settle):
+          hosts.doing(run.step + 1, "reading its rows")
+          run.clock.ask()
+          try:
+            run.checkpoints.poll()
+            batch = _next(records, run)
+          except JaxchopError as error:
+            failed, batch = failed or error, _blank(config, run.mesh, batches.segments)
+            if hosts.count == 1:
+              raise
+          hosts.doing(run.step + 1, "running")
+          run.dispatch(program, _placed(batch, run), Wish.FAIL if failed is not None else stop.wish)
+        if run.step % config.checkpoint_every == 0:
+          run.settle()
+          try:
+            run.save()
+          except Unsaved as error:
+            failed = error
+    finally:
+      # The step that was running when the data or a save failed is told of too.
+      run.settle()
+      run.listeners.clear()
   _raise_together(failed, hosts)
 
 

@@ -12,7 +12,7 @@ from jaxchop.config import RecoverConfig
 from jaxchop.model import attention
 from jaxchop.model.flops import training_flops
 from jaxchop.model.llama import Llama
-from jaxchop.parallel.peak import peak
+from jaxchop.parallel.peak import own, peak
 from jaxchop.report.wording import count, duration, size
 
 
@@ -38,7 +38,7 @@ def outlook(
     "processes": len({device.process_index for device in devices}),
     "mesh": {} if mesh is None else {axis: length for axis, length in mesh.shape.items() if length > 1},
     "placement": _placement({"weights": model, "optimizer": opt_state}),
-    "memory": _memory(program, devices[0]),
+    "memory": _memory(program, own(devices)),
     "attention": attention.kernel(),
     "products": product_library(exact=False),
     "compute_dtype": config.compute_dtype,

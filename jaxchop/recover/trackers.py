@@ -4,9 +4,12 @@ A resumed run goes on with the same series. Steps that it does again are not sen
 had. TensorBoard, whose files a kill may cut short, is told instead to forget them.
 """
 
+import contextlib
+import functools
 import importlib
 import logging
 import os
+import sys
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -45,7 +48,9 @@ class _Series(Protocol):
 class _TensorBoard:
   def __init__(self, module: Any, run: "Trackers"):
     forget = {"purge_step": run.step + 1} if run.step or run.told else {}
-    self._writer = module.SummaryWriter(str(run.folder / "tensorboard"), **forget)
+    # Its files are named by the second, and one of the same name is overwritten.
+    own = f".{os.getpid()}.{run.step}"
+    self._writer = module.SummaryWriter(str(run.folder / "tensorboard"), filename_suffix=own, **forget)
 
   def log(self, step: int, values: Mapping[str, float], when: float) -> None:
     for tag, value in values.items():
@@ -72,14 +77,15 @@ class _Wandb:
 class _Trackio:
   def __init__(self, module: Any, run: "Trackers"):
     about = {"project": _PROJECT, "name": f"{run.name}-{run.id}", "resume": "allow", "config": dict(run.config)}
-    self._run, self._told = module.init(embed=False, **about), run.told
+    self._module, self._run, self._told = module, module.init(embed=False, **about), run.told
 
   def log(self, step: int, values: Mapping[str, float], when: float) -> None:
     if step > self._told:
       self._run.log(dict(values), step=step)
 
   def close(self) -> None:
-    self._run.finish()
+    # The run's own `finish` would be called once more at the end of the process.
+    self._module.finish()
 
 
 _SERIES: dict[str, Callable[[Any, "Trackers"], _Series]] = {
@@ -107,7 +113,6 @@ class Trackers:
     self.folder, self.step, self.told, self.config = folder, step, told, config
     self.name = folder.resolve().name
     self._series: dict[str, _Series] = {}
-    self.id = self._lasting_id() if names else ""
     for name in names:
       module = importlib.import_module(_MODULES[name])
       self._try(name, lambda name=name, module=module: self._series.update({name: _SERIES[name](module, self)}))
@@ -129,13 +134,16 @@ class Trackers:
 
   def _try(self, name: str, action: Callable[[], object]) -> None:
     try:
-      action()
+      # Standard output is for the command's result alone.
+      with contextlib.redirect_stdout(sys.stderr):
+        action()
     except Exception as error:  # Whatever a tracker does wrong is not the run's affair.
       self._series.pop(name, None)
       words = " ".join(str(error).split())[:200] or type(error).__name__
       log.warning("recover.track: %s failed (%s); the run goes on without it", name, words)
 
-  def _lasting_id(self) -> str:
+  @functools.cached_property
+  def id(self) -> str:
     """Returns what names this run elsewhere, the same after every restart."""
     path = self.folder / "track.json"
     if not path.exists():

@@ -10,7 +10,8 @@ from markupsafe import Markup
 
 from jaxchop.files import write_bytes, write_text
 from jaxchop.layers import spans
-from jaxchop.report import story, wording
+from jaxchop.recover.goodput import PARTS
+from jaxchop.report import goodput, story, wording
 from jaxchop.report.choices import Choices, choices
 from jaxchop.report.comparison import comparison, marked, notes
 from jaxchop.report.figure import style, to_png, to_svg
@@ -52,6 +53,8 @@ def render(run: Run, found: Mapping[str, Chart]) -> str:
     choices=_choices(run),
     figures={name: (chart, _drawings(chart)) for name, chart in found.items()},
     rate=_median([step.tokens_per_second for step in run.steps]),
+    mfu=_median([step.mfu for step in run.steps]),
+    went=_went(run),
     samples=_samples(run.models),
     stages=_stages(run),
     total=wording.duration(sum(spent for _, spent in run.seconds)),
@@ -117,6 +120,15 @@ def _samples(models: Sequence[Measured]) -> list[tuple[str, list[tuple[str, str]
     )
     for prompt in prompts
   ]
+
+
+def _went(run: Run) -> tuple[list[tuple[str, str, float]], list[str]] | None:
+  """Parts of the recovery's time in words, with their percent of the whole, and what else there is to say of it."""
+  if run.goodput is None:
+    return None
+  whole = run.goodput.seconds
+  parts = [(PARTS[name], wording.duration(spent), 100 * spent / whole) for name, spent in run.goodput.parts]
+  return parts, goodput.sentences(run.goodput)
 
 
 def _stages(run: Run) -> list[tuple[str, str, float]]:

@@ -9,6 +9,7 @@ from typing import Any
 from jaxchop.errors import JaxchopError, UsageError
 from jaxchop.files import read_json
 from jaxchop.report.fields import Fields
+from jaxchop.report.goodput import Goodput, read_goodput
 from jaxchop.report.scored import Occasion, Score, read_occasion, read_scores
 
 MODELS = ("original", "pruned", "recovered")
@@ -37,6 +38,8 @@ class Step:
   # Nats per token.
   loss: float
   tokens_per_second: float | None
+  # Share of the peak of all devices.
+  mfu: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -100,6 +103,9 @@ class Run:
   models: tuple[Measured, ...] = ()
   # Tokens the recovery trained on.
   tokens: int | None = None
+  # Where its time went, and the peak that its MFU is a share of, in words.
+  goodput: Goodput | None = None
+  peak: str = ""
   # Stage and its seconds, in order.
   seconds: tuple[tuple[str, float], ...] = ()
   # Share of the gap in log perplexity that recovery closed.
@@ -183,8 +189,8 @@ def read_steps(path: Path) -> tuple[Step, ...]:
     fields = Fields(f"metrics.jsonl line {number}", values)
     step, loss = fields.integer("step"), fields.number("loss")
     if step is not None and loss is not None:
-      rate = fields.number("tokens_per_second")
-      steps[step] = Step(step=step, loss=loss, tokens_per_second=rate)
+      rate, mfu = fields.number("tokens_per_second"), fields.number("mfu")
+      steps[step] = Step(step=step, loss=loss, tokens_per_second=rate, mfu=mfu)
   return tuple(steps[step] for step in sorted(steps))
 
 
@@ -222,9 +228,11 @@ def _model(name: str, summary: Fields, tested: Fields) -> Measured:
 
 
 def _read_summary(file: Fields) -> dict[str, Any]:
-  check = file.child("check")
+  check, recovery = file.child("check"), file.child("recovery")
   return {
     "tokens": file.integer("tokens"),
+    "goodput": read_goodput(recovery),
+    "peak": recovery.child("plan").text("peak"),
     "seconds": file.pairs("seconds"),
     "gap_closed": file.number("gap_closed"),
     "export": file.text("export"),

@@ -9,6 +9,7 @@ import rich.text
 from jaxchop.report import wording
 from jaxchop.report.comparison import Cell, comparison, marked, notes
 from jaxchop.report.fields import Fields
+from jaxchop.report.goodput import in_one_line, read_goodput
 from jaxchop.report.results import read_models
 
 
@@ -40,6 +41,8 @@ def _caption(summary: Mapping[str, Any], footnotes: tuple[str, ...]) -> rich.tex
   tokens, closed, seconds = file.integer("tokens"), file.number("gap_closed"), file.pairs("seconds")
   if tokens:
     lines.append(f"Recovered with {wording.count(tokens)} tokens.")
+  if (spent := read_goodput(file.child("recovery"))) is not None:
+    lines.append(f"Recovery: {in_one_line(spent)}")
   if closed is not None:
     lines.append(f"Closed {wording.percent(closed)} of the gap in log perplexity that pruning opened.")
   if seconds:

@@ -5,10 +5,11 @@ import jax.numpy as jnp
 import pytest
 from flax import nnx
 
+from jaxchop.data.batch import batch_of
 from jaxchop.model.config import LlamaConfig
 from jaxchop.model.flops import Flops, forward_flops, training_flops
 from jaxchop.model.llama import Llama
-from jaxchop.recover.objective import packed, summed_loss
+from jaxchop.recover.objective import summed_loss
 
 LAYERS, B, T = 3, 2, 128
 CONFIG = LlamaConfig(
@@ -33,7 +34,7 @@ def test_a_forward_pass_is_what_xla_counts() -> None:
 
 
 def test_a_training_step_is_what_xla_counts_but_for_the_recomputed_attention() -> None:
-  model, batch = Llama(CONFIG, LAYERS, rngs=nnx.Rngs(0)), packed(jnp.zeros((B, T + 1), jnp.int32))
+  model, batch = Llama(CONFIG, LAYERS, rngs=nnx.Rngs(0)), batch_of(jnp.zeros((B, T + 1), jnp.int32))
 
   def loss(model, batch):
     return summed_loss(model, batch, layout="unrolled", remat="none")

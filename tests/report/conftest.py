@@ -62,6 +62,19 @@ SUMMARY = {
     "export": 9.9,
   },
   "gap_closed": 0.83,
+  "recovery": {
+    "steps": 60,
+    "skipped": 1,
+    "spikes": 2,
+    "goodput": {
+      "seconds": 250.0,
+      "parts": {"other": 2.0, "productive": 200.0, "data_wait": 0.0, "compile": 30.0, "save": 8.0, "lost": 10.0},
+      "productive_share": 0.8,
+      "processes": 3,
+      "steps_lost": 4,
+    },
+    "plan": {"peak": "a measured 140 GFLOP/s"},
+  },
   "export": "runs/quickstart/export",
   "check": {
     "ok": True,
@@ -192,6 +205,7 @@ def metrics(steps: int) -> list[dict]:
         "tokens": 1024 * step,
         "seconds": 1024 / rate,
         "tokens_per_second": rate,
+        "mfu": 0.4,
       }
     )
   return lines
