@@ -34,7 +34,7 @@ from jaxchop.config import (
 )
 from jaxchop.errors import JaxchopError, Preempted
 
-_TEXT = "files (.txt .md .jsonl .parquet, .gz or .zst; globs), tfds://name/config, hf://name, or `builtin`"
+_TEXT = "files (.txt .md .jsonl .parquet, .gz or .zst; globs; also gs://), tfds://name/config, hf://name, or `builtin`"
 _MODEL = "a folder, a .gguf file, a hub id (org/name[@revision]), `builtin`, or a run folder"
 
 

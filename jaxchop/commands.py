@@ -13,8 +13,9 @@ from jaxchop import stages
 from jaxchop.config import BuildConfig, EvaluateConfig, PruneConfig, Recipe, RecoverConfig, ScoreConfig
 from jaxchop.data.pack import pack
 from jaxchop.data.packed import open_packed
+from jaxchop.data.remote import is_remote, send, staging
 from jaxchop.data.sources import Corpus
-from jaxchop.data.texts import read_splits
+from jaxchop.data.texts import is_cache, local_cache, read_splits
 from jaxchop.describe import describe
 from jaxchop.errors import UsageError
 from jaxchop.evaluate.measure import measure
@@ -173,22 +174,27 @@ def data_build(options: Any) -> dict[str, Any]:
   settings, subject = _settings(BuildConfig, options), Subject(options.model)
   if not subject.eos:
     raise UsageError(f"{options.model}: names no EOS token to end documents with; set eos_token_id in its config.json")
-  start = time.monotonic()
+  start, bucket = time.monotonic(), is_remote(options.out)
+  if bucket and is_cache(options.out) and not options.overwrite:
+    raise UsageError(f"{options.out}: holds a finished cache; choose another folder, or say overwrite to replace it")
   packed = pack(
     Corpus(options.sources, text_field=settings.text_field),
     subject.tokenizer,
     seq_len=settings.seq_len,
-    out=Path(options.out),
+    out=staging(options.out) if bucket else Path(options.out),
     eos=subject.eos[0],
     segments=settings.segments,
     workers=settings.workers or os.cpu_count() or 1,
-    overwrite=options.overwrite,
+    # Where a cache for a bucket is built, a finished one is left only by a process that could not send it.
+    overwrite=options.overwrite or bucket,
   )
-  return packed.describe() | {"seconds": time.monotonic() - start}
+  if bucket:
+    send(packed.path, options.out)
+  return packed.describe() | {"folder": options.out, "seconds": time.monotonic() - start}
 
 
 def data_inspect(options: Any) -> dict[str, Any]:
-  return open_packed(Path(options.folder)).describe() | {"ok": True}
+  return open_packed(local_cache(options.folder)).describe() | {"ok": True}
 
 
 def speed(options: Any) -> dict[str, Any]:

@@ -34,8 +34,8 @@ class DataConfig:
   """Which text to score, train and evaluate on."""
 
   source: str = "builtin"
-  """Files (.txt .md .jsonl .parquet, .gz or .zst; globs), tfds://name/config, hf://name, or `builtin`; to train on,
-  also the folder of a cache."""
+  """Files (.txt .md .jsonl .parquet, .gz or .zst; globs; also gs://), tfds://name/config, hf://name, or `builtin`; to
+  train on, also the folder of a cache."""
   corpora: dict[str, str] = field(default_factory=dict)
   """Several texts or caches to train on side by side, by names of your own, in place of source."""
   weights: dict[int, dict[str, float]] = field(default_factory=dict)

@@ -19,7 +19,7 @@ from jaxchop.data.loader import Loader
 from jaxchop.data.pack import pack
 from jaxchop.data.packed import MANIFEST, Packed, open_packed, read_manifest, tokenizer_digest
 from jaxchop.data.sources import Document, digest
-from jaxchop.data.texts import Texts, is_cache, read_splits
+from jaxchop.data.texts import Texts, is_cache, local_cache, read_splits
 from jaxchop.errors import UsageError
 from jaxchop.files import write_json
 from jaxchop.hub.export import export_model
@@ -76,7 +76,7 @@ class Job:
       require(recipe.recover.track)
       self._mesh()
       for spec in filter(is_cache, self.texts.specs.values()):
-        if (length := read_manifest(Path(spec), self.subject.tokenizer).seq_len) != recipe.recover.seq_len:
+        if (length := read_manifest(local_cache(spec), self.subject.tokenizer).seq_len) != recipe.recover.seq_len:
           raise UsageError(
             f"{spec}: holds records of {length} tokens, not of {recipe.recover.seq_len}: set recover.seq_len to "
             f"{length} or build another cache"
@@ -198,7 +198,13 @@ class Job:
   ) -> Recovered:
     settings, data = dataclasses.replace(self.recipe.recover, steps=steps), self.recipe.data
     schedule = {step: [shares.get(name, 0.0) for name in corpora] for step, shares in data.weights.items()}
-    batches = Loader([*corpora.values()], batch_size=settings.batch_size, seed=settings.seed, weights=schedule)
+    batches = Loader(
+      [*corpora.values()],
+      batch_size=settings.batch_size,
+      seed=settings.seed,
+      weights=schedule,
+      workers=data.workers,
+    )
     for name, times in zip(corpora, batches.epochs(steps), strict=True):
       if times > _WORN:
         log.warning(

@@ -4,13 +4,15 @@ import io
 import json
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import IO
+from typing import IO, TypeAlias
 
 import pyarrow
 import pyarrow.parquet
 
+from jaxchop.data.remote import RemoteFile
 from jaxchop.errors import JaxchopError, UsageError
 
+Source: TypeAlias = Path | RemoteFile
 # Characters after which a plain text is cut at the next blank line.
 PIECE = 4_000
 _COMPRESSED = {".gz": "gzip", ".zst": "zstd"}
@@ -19,7 +21,7 @@ _FORMATS = (".txt", ".md", ".jsonl", ".parquet")
 Numbered = tuple[int, str]
 
 
-def check_suffix(path: Path) -> None:
+def check_suffix(path: Source) -> None:
   """Raises UsageError unless the name ends as a file that `texts` reads."""
   if _reader(path.name) is None:
     raise UsageError(
@@ -27,7 +29,7 @@ def check_suffix(path: Path) -> None:
     )
 
 
-def texts(path: Path, text_field: str) -> Iterator[Numbered]:
+def texts(path: Source, text_field: str) -> Iterator[Numbered]:
   """Yields (number, text) of one file, in order, holding no more than a piece, a line or a row group.
 
   A .txt or .md is cut at blank lines into pieces of about 4,000 characters; joined with a blank line between them they
@@ -42,11 +44,15 @@ def texts(path: Path, text_field: str) -> Iterator[Numbered]:
     for number, text in reader(path, text_field):
       if text.strip():
         yield number, text
-  except (OSError, pyarrow.ArrowException) as error:
+  except Exception as error:
+    # The library of a bucket has exceptions of its own.
+    told = isinstance(path, RemoteFile) and not isinstance(error, JaxchopError)
+    if not told and not isinstance(error, OSError | pyarrow.ArrowException):
+      raise
     raise JaxchopError(f"{path}: cannot be read ({_first_line(error)}); get the file again") from error
 
 
-def _reader(name: str) -> Callable[[Path, str], Iterator[Numbered]] | None:
+def _reader(name: str) -> Callable[[Source, str], Iterator[Numbered]] | None:
   stem, dot, last = name.lower().rpartition(".")
   compressed = dot + last in _COMPRESSED
   suffix = "." + (stem.rpartition(".")[2] if compressed else last)
@@ -54,15 +60,16 @@ def _reader(name: str) -> Callable[[Path, str], Iterator[Numbered]] | None:
   return readers.get(suffix)
 
 
-def _open(path: Path) -> IO[bytes]:
+def _open(path: Source) -> IO[bytes]:
   compression = _COMPRESSED.get(path.suffix.lower())
-  if compression is None or path.stat().st_size == 0:
+  if compression is None or (path.size() if isinstance(path, RemoteFile) else path.stat().st_size) == 0:
     return path.open("rb")
+  raw = path.open("rb") if isinstance(path, RemoteFile) else str(path)
   # Unlike the zstandard package, Arrow's stream notices a file that ends early.
-  return io.BufferedReader(pyarrow.input_stream(str(path), compression=compression))  # pyrefly: ignore
+  return io.BufferedReader(pyarrow.input_stream(raw, compression=compression))  # pyrefly: ignore
 
 
-def _lines(path: Path) -> Iterator[str]:
+def _lines(path: Source) -> Iterator[str]:
   """Yields the lines with their ends; a byte order mark is dropped."""
   with _open(path) as file:
     offset = 0
@@ -75,7 +82,7 @@ def _lines(path: Path) -> Iterator[str]:
       offset += len(raw)
 
 
-def _text(path: Path, _: str) -> Iterator[Numbered]:
+def _text(path: Source, _: str) -> Iterator[Numbered]:
   normalised = (line for raw in _lines(path) for line in io.StringIO(raw, newline=None))
   return enumerate(pieces(normalised), start=1)
 
@@ -99,7 +106,7 @@ def pieces(lines: Iterable[str]) -> Iterator[str]:
     yield "".join(piece + blank)
 
 
-def _json_lines(path: Path, text_field: str) -> Iterator[Numbered]:
+def _json_lines(path: Source, text_field: str) -> Iterator[Numbered]:
   for number, line in enumerate(_lines(path), start=1):
     if not line.strip():
       continue
@@ -113,8 +120,8 @@ def _json_lines(path: Path, text_field: str) -> Iterator[Numbered]:
     yield number, as_text(row, text_field, where)
 
 
-def _parquet(path: Path, text_field: str) -> Iterator[Numbered]:
-  with pyarrow.parquet.ParquetFile(path) as file:
+def _parquet(path: Source, text_field: str) -> Iterator[Numbered]:
+  with path.open("rb") as raw, pyarrow.parquet.ParquetFile(raw) as file:
     names = file.schema_arrow.names
     if text_field not in names:
       raise missing_field(str(path), text_field, names)

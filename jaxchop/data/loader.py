@@ -3,10 +3,14 @@
 Shapes: R rows of the global batch.
 """
 
+import atexit
 import contextlib
 import functools
+import signal
+import weakref
 from collections.abc import Generator, Mapping, Sequence
 
+import absl.flags
 import grain
 import numpy as np
 from numpy.typing import NDArray
@@ -15,6 +19,7 @@ from jaxchop.data.batch import Batch, batch_of
 from jaxchop.data.mixture import Mixture
 from jaxchop.data.packed import Packed
 from jaxchop.data.record import SEGMENTS, TOKENS, decode
+from jaxchop.data.workers import serve_parent
 from jaxchop.errors import UsageError
 
 # Steps that the reading threads may run ahead.
@@ -32,16 +37,25 @@ class Loader:
   `packed` is one cache or several, read side by side as `weights` say: {0: (0.7, 0.3), 1000: (0.5, 0.5)} changes the
   shares at step 1000; without weights every record is read equally often. `batch_size` counts the sequences of the
   global batch, over all processes; who needs which of its rows, also some of them twice, is the caller's to say.
+  `workers` processes read ahead, or threads where it is 0; with processes, a program must guard its own main module.
   """
 
-  def __init__(self, packed: Packed | Sequence[Packed], *, batch_size: int, seed: int, weights: Schedule | None = None):
+  def __init__(
+    self,
+    packed: Packed | Sequence[Packed],
+    *,
+    batch_size: int,
+    seed: int,
+    weights: Schedule | None = None,
+    workers: int = 0,
+  ):
     """Raises UsageError on settings that make no sense and on caches that do not go together."""
     if batch_size < 1:
       raise UsageError(f"batch size {batch_size}: a step takes at least one sequence")
     if not 0 <= seed < 1 << 63:
       raise UsageError(f"seed is {seed}; it is at least 0 and less than 2^63")
     self.corpora = (packed,) if isinstance(packed, Packed) else tuple(packed)
-    self.batch_size = batch_size
+    self.batch_size, self._workers = batch_size, workers
     # Whether batches say where documents end.
     self.segments = any(corpus.segments for corpus in self.corpora)
     if len(lengths := {corpus.seq_len for corpus in self.corpora}) != 1:
@@ -85,16 +99,46 @@ class Loader:
     return {SEGMENTS: np.ones(packed.seq_len + 1, np.int32), **found}
 
   def from_step(self, step: int, rows: NDArray[np.int64]) -> Generator[Batch, None, None]:
-    """Yields these rows of the batches of `step`, `step` + 1, … without end, read ahead by threads.
+    """Yields these rows of the batches of `step`, `step` + 1, … without end, read ahead.
 
     Close it when done.
     """
+    batches = self._read(step, rows)
+    # What a program leaves open would be ended when half of the interpreter is gone, with noise.
+    atexit.register(_close, weakref.ref(batches))
+    return batches
+
+  def _read(self, step: int, rows: NDArray[np.int64]) -> Generator[Batch, None, None]:
     steps = grain.MapDataset.range(step, _STEPS).map(functools.partial(self.batch, rows=rows))
-    reading = grain.ReadOptions(num_threads=_THREADS, prefetch_buffer_size=_AHEAD)
-    with contextlib.closing(iter(steps.to_iter_dataset(reading))) as batches:
+    dataset = steps.to_iter_dataset(grain.ReadOptions(num_threads=_THREADS, prefetch_buffer_size=_AHEAD))
+    with contextlib.closing(iter(_by_processes(dataset, self._workers) if self._workers else dataset)) as batches:
       yield from batches
 
   def close(self) -> None:
     """Closes the files; the loader opens them again when it is used again."""
     for source in self._sources:
       source.__exit__(None, None, None)
+
+
+def _close(batches: weakref.ref[Generator[Batch, None, None]]) -> None:
+  if (left := batches()) is not None:
+    left.close()
+
+
+def _by_processes(dataset: grain.IterDataset, workers: int) -> grain.IterDataset:
+  """Returns the same batches in the same order, read by processes."""
+  # Grain reads command-line flags, which are parsed only in programs that run by absl.
+  if not absl.flags.FLAGS.is_parsed():
+    absl.flags.FLAGS.mark_as_parsed()
+  # Batches come through pipes: shared memory is left behind by a process that is killed.
+  options = grain.experimental.DatasetOptions(min_shm_size=1 << 62)
+  ahead = max(_AHEAD // workers, 1)
+  return grain.experimental.WithOptionsIterDataset(dataset, options).mp_prefetch(
+    grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=ahead), worker_init_fn=_begin
+  )
+
+
+def _begin(index: int, count: int) -> None:
+  """Sets up a process that reads; a preempted run still needs its batch of the running step."""
+  del index, count
+  serve_parent((signal.SIGINT, signal.SIGTERM))

@@ -14,6 +14,7 @@ from typing import Any
 import huggingface_hub
 
 from jaxchop.data import files
+from jaxchop.data.remote import matching
 from jaxchop.errors import JaxchopError, UsageError
 
 BUILTIN = "builtin"
@@ -36,7 +37,7 @@ class Document:
 def documents(spec: str, *, text_field: str = "text") -> Iterator[Document]:
   """Returns the documents of `spec` one by one, in the same order every time; blank ones are left out.
 
-  `spec` is a file or glob (.txt .md .jsonl .parquet, the first three also .gz and .zst),
+  `spec` is a file or glob (.txt .md .jsonl .parquet, the first three also .gz and .zst), also one in a bucket (gs://),
   `tfds://name/config[?split=train&data_dir=…]` (prepared array_record folders; TensorFlow is not used),
   `hf://org/name[/folder][@revision][:split]` (the .parquet and .jsonl files of a data set repository; without a split,
   all of them), or `builtin` (the topics of the standard library's help). `text_field` names the text of a .jsonl
@@ -44,9 +45,9 @@ def documents(spec: str, *, text_field: str = "text") -> Iterator[Document]:
   reading on bad content and when there is no document at all.
   """
   scheme, separator, rest = spec.partition("://")
-  readers: dict[str, Callable[[str, str], Iterator[Document]]] = {"tfds": _tfds, "hf": _hub}
+  readers: dict[str, Callable[[str, str], Iterator[Document]]] = {"tfds": _tfds, "hf": _hub, "gs": _bucket}
   if separator and scheme not in readers:
-    raise UsageError(f"data {spec!r}: unknown scheme {scheme}://; use a file, a glob, tfds://, hf:// or builtin")
+    raise UsageError(f"data {spec!r}: unknown scheme {scheme}://; use a file, a glob, gs://, tfds://, hf:// or builtin")
   if separator:
     return _not_empty(readers[scheme](rest, text_field), spec)
   return _not_empty(_builtin() if spec == BUILTIN else _files(spec, text_field), spec)
@@ -87,7 +88,14 @@ def _builtin() -> Iterator[Document]:
 
 
 def _files(spec: str, text_field: str) -> Iterator[Document]:
-  paths = _expand(spec)
+  return _texts(_expand(spec), text_field)
+
+
+def _bucket(rest: str, text_field: str) -> Iterator[Document]:
+  return _texts(matching(f"gs://{rest}"), text_field)
+
+
+def _texts(paths: Sequence[files.Source], text_field: str) -> Iterator[Document]:
   for path in paths:
     files.check_suffix(path)
   return (Document(f"{path}:{number}", text) for path in paths for number, text in files.texts(path, text_field))

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from jaxchop.config import DataConfig
 from jaxchop.data.packed import MANIFEST
+from jaxchop.data.remote import fetched, is_remote, is_remote_cache
 from jaxchop.data.sources import Corpus, Document, documents
 from jaxchop.data.split import Splits, cut_paragraphs, paragraphs, split_documents, without_overlap
 from jaxchop.errors import UsageError
@@ -18,8 +19,13 @@ def read_splits(config: DataConfig) -> "Texts":
 
 
 def is_cache(spec: str) -> bool:
-  """Returns whether a spec names a folder that `pack` wrote."""
-  return (Path(spec) / MANIFEST).is_file()
+  """Returns whether a spec names a folder that `pack` wrote, here or in a bucket."""
+  return is_remote_cache(spec) if is_remote(spec) else (Path(spec) / MANIFEST).is_file()
+
+
+def local_cache(folder: str) -> Path:
+  """Returns the folder of a cache on this machine; one in a bucket is copied, if it is not here yet."""
+  return fetched(folder) if is_remote(folder) else Path(folder)
 
 
 class Texts:
@@ -74,7 +80,7 @@ class Texts:
 
   def _corpus(self, spec: str) -> Iterable[Document] | Path:
     if is_cache(spec):
-      return Path(spec)
+      return local_cache(spec)
     if not self._whole:
       return self._parts.training
     used = paragraphs((*self._parts.calibration, *self._parts.held_out))

@@ -6,8 +6,6 @@ A process of its own loads the tokenizer and nothing else: neither JAX nor trans
 import collections
 import multiprocessing
 import os
-import signal
-import threading
 from collections.abc import Generator, Iterable
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -16,6 +14,7 @@ from typing import NamedTuple, TypeVar
 import numpy as np
 import tokenizers
 
+from jaxchop.data.workers import serve_parent
 from jaxchop.errors import JaxchopError
 
 Item = TypeVar("Item")
@@ -59,7 +58,8 @@ def tokenised(
       yield done, future.result()
   except BrokenProcessPool as error:
     raise JaxchopError(
-      "a process that tokenises died, perhaps for want of memory; run the same command again, with fewer --workers"
+      "a process that tokenises died: for want of memory (run the same command again with fewer --workers), or because "
+      "the program that called has no `if __name__ == '__main__'`"
     ) from error
   finally:
     pool.shutdown(cancel_futures=True)
@@ -70,18 +70,10 @@ _mine: list[tokenizers.Tokenizer] = []
 
 
 def _begin(tokenizer: str) -> None:
-  """Sets up a process: the main one alone answers signals, and when it is gone, none of its processes stays."""
-  signal.signal(signal.SIGINT, signal.SIG_IGN)
-  threading.Thread(target=_end_with_parent, daemon=True).start()
+  """Sets up a process of the pool."""
+  serve_parent()
   os.environ["TOKENIZERS_PARALLELISM"] = "false"
   _mine.append(_loaded(tokenizer))
-
-
-def _end_with_parent() -> None:
-  parent = multiprocessing.parent_process()
-  assert parent is not None
-  parent.join()
-  os._exit(1)
 
 
 def _loaded(tokenizer: str) -> tokenizers.Tokenizer:

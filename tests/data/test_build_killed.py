@@ -23,7 +23,9 @@ def finished(folder):
 
 
 def children(pid):
-  return Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+  return [
+    child for thread in Path(f"/proc/{pid}/task").iterdir() for child in (thread / "children").read_text().split()
+  ]
 
 
 def killed_after(folder, shards):

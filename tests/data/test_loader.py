@@ -1,5 +1,7 @@
 import subprocess
 import sys
+import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -129,18 +131,68 @@ def test_corpora_that_do_not_go_together_are_refused(packed, tmp_path, byte_toke
       Loader(packed, batch_size=4, seed=0, weights=weights)
 
 
-@pytest.mark.parametrize("ending", ["", "batches.close()", "raise SystemExit(3)"])
-def test_a_program_ends_without_noise_while_batches_are_read_ahead(packed, ending):
-  program = f"""
-import warnings
-import numpy
+NOISELESS = """
+import sys, warnings
 warnings.simplefilter("error")
+import numpy
 from pathlib import Path
 from jaxchop.data.loader import Loader
 from jaxchop.data.packed import open_packed
-batches = Loader(open_packed(Path({str(packed.path)!r})), batch_size=4, seed=0).from_step(2, numpy.arange(4))
-next(batches)
-{ending}
+
+def main(folder, workers, ending):
+  rows = numpy.arange(4)
+  loader = Loader(open_packed(Path(folder)), batch_size=4, seed=0, workers=int(workers))
+  batches = loader.from_step(2, rows)
+  for step in range(2, 7):
+    assert numpy.array_equal(next(batches).ids, loader.batch(step, rows).ids)
+  print("read", flush=True)
+  if ending == "wait":
+    sys.stdin.read()
+  if ending == "close":
+    batches.close()
+  if ending == "exit":
+    raise SystemExit(3)
+  return batches
+
+if __name__ == "__main__":
+  left = main(*sys.argv[1:])
 """
-  done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
-  assert (done.returncode, done.stdout, done.stderr) == (3 if "3" in ending else 0, "", "")
+
+
+@pytest.fixture
+def program(tmp_path, packed):
+  """Starts the program above with some workers and one of its endings."""
+  path = tmp_path / "program.py"
+  path.write_text(NOISELESS)
+
+  def start(workers, ending):
+    command = [sys.executable, str(path), str(packed.path), str(workers), ending]
+    return subprocess.Popen(
+      command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+
+  return start
+
+
+@pytest.mark.parametrize(("workers", "ending"), [(0, ""), (0, "close"), (0, "exit"), (2, "")])
+def test_a_program_ends_without_noise_while_batches_are_read_ahead(program, workers, ending):
+  process = program(workers, ending)
+  assert (*process.communicate(), process.returncode) == ("read\n", "", 3 if ending == "exit" else 0)
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="looks for processes in /proc")
+def test_a_killed_program_leaves_nothing_of_its_processes(program):
+  shared = set(Path("/dev/shm").iterdir())
+  process = program(2, "wait")
+  assert process.stdout.readline() == "read\n"
+  threads = Path(f"/proc/{process.pid}/task").iterdir()
+  children = [child for thread in threads for child in (thread / "children").read_text().split()]
+  assert len(children) >= 2
+  process.kill()
+  process.communicate()
+  deadline = time.monotonic() + 60
+  while left := [pid for pid in children if Path(f"/proc/{pid}").exists()]:
+    assert time.monotonic() < deadline, left
+    time.sleep(0.1)
+  # Of names like these, Grain's shared memory is.
+  assert not [path for path in set(Path("/dev/shm").iterdir()) - shared if path.name.startswith("psm_")]
