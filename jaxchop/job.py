@@ -34,7 +34,8 @@ from jaxchop.prune.criteria import named
 from jaxchop.prune.plan import Plan
 from jaxchop.prune.surgery import keep_layers
 from jaxchop.recover.checkpoint import load_weights
-from jaxchop.recover.loop import Recovered, recover
+from jaxchop.recover.loop import recover
+from jaxchop.recover.outcome import Recovered
 from jaxchop.recover.step import make_step
 from jaxchop.recover.trackers import require
 from jaxchop.run_folder import RunFolder, standing, stood

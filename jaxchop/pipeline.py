@@ -23,7 +23,7 @@ from jaxchop.files import read_json, write_json, write_text
 from jaxchop.job import Job
 from jaxchop.model.llama import Llama
 from jaxchop.parallel.channel import ALONE, Channel
-from jaxchop.recover.loop import Recovered, untrained
+from jaxchop.recover.outcome import Recovered, untrained
 from jaxchop.report.page import write_report
 from jaxchop.run_folder import standing, stood
 from jaxchop.subject import Subject

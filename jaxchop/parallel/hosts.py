@@ -10,6 +10,7 @@ import importlib.metadata
 import logging
 import os
 import socket
+import sys
 import time
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
@@ -57,9 +58,10 @@ def joined(about: Mapping[str, Any], limit: float) -> Iterator[Channel]:
       # Process 0 speaks, the others warn.
       logging.getLogger("jaxchop").setLevel(logging.WARNING)
     log.info("hosts: %d processes on %s", cluster.count, ", ".join(dict.fromkeys(channel.names)))
-    _join_devices(cluster, limit)
-    yield channel
-    _leave(channel)
+    with _output_kept_clean():
+      _join_devices(cluster, limit)
+      yield channel
+      _leave(channel)
   except (Preempted, Interrupted):
     # All of them stop.
     _leave(channel)
@@ -67,6 +69,20 @@ def joined(about: Mapping[str, Any], limit: float) -> Iterator[Channel]:
   except BaseException as error:
     channel.close(str(error) or type(error).__name__)
     raise
+
+
+@contextlib.contextmanager
+def _output_kept_clean() -> Iterator[None]:
+  """Sends to standard error what libraries in C print on standard output, which is for results."""
+  sys.stdout.flush()
+  before = os.dup(1)
+  os.dup2(2, 1)
+  try:
+    yield
+  finally:
+    sys.stdout.flush()
+    os.dup2(before, 1)
+    os.close(before)
 
 
 def _leave(channel: Channel) -> None:

@@ -4,29 +4,26 @@ import contextlib
 import dataclasses
 import json
 import logging
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import Mesh
-from numpy.typing import NDArray
 
 from jaxchop.compiler import compiler_options
 from jaxchop.config import RecoverConfig
-from jaxchop.data.batch import Batch, batch_of
 from jaxchop.errors import Interrupted, JaxchopError, Preempted, UsageError
 from jaxchop.model.llama import Llama
 from jaxchop.parallel.channel import ALONE, Channel
 from jaxchop.parallel.mesh import make_mesh
-from jaxchop.parallel.sharding import audit, own_rows, spread, spread_rows, told
+from jaxchop.parallel.sharding import audit, own_rows, spread, told
 from jaxchop.progress import Bar, stage
 from jaxchop.recover.checkpoint import Unsaved
+from jaxchop.recover.feed import Batches, blank, next_batch, placed
 from jaxchop.recover.fork import decay_only, origin_of
-from jaxchop.recover.goodput import goodput
-from jaxchop.recover.journal import read_journal
+from jaxchop.recover.outcome import Recovered, outcome
 from jaxchop.recover.outlook import in_words, outlook
 from jaxchop.recover.profile import Profile
 from jaxchop.recover.run import FREE, Run
@@ -35,54 +32,6 @@ from jaxchop.recover.step import make_step
 from jaxchop.recover.trackers import Trackers, require
 
 log = logging.getLogger("jaxchop")
-
-
-class Batches(Protocol):
-  """Where training records come from; the batch of a step is a function of the step alone."""
-
-  # Whether batches say where documents end.
-  segments: bool
-
-  def from_step(self, step: int, rows: NDArray[np.int64]) -> Generator[Batch, None, None]:
-    """Yields these rows of the global batch, as numpy arrays, of `step`, `step` + 1, …"""
-    ...
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Recovered:
-  """A recovered model, and what it took; restarts count together, but for the compilation."""
-
-  model: Llama
-  steps: int
-  # Tokens predicted.
-  tokens: int
-  # Seconds in which steps ran.
-  seconds: float
-  compile_seconds: float
-  tokens_per_second: float
-  # Mean loss of the first and of the last step's batch, in nats a token; None without a step.
-  first_loss: float | None
-  last_loss: float | None
-  # Steps that changed nothing, and steps whose loss was far above those before them.
-  skipped: int = 0
-  spikes: int = 0
-  # See goodput.py and outlook.py; None without a step.
-  goodput: Mapping[str, Any] | None = None
-  plan: Mapping[str, Any] | None = None
-
-
-def untrained(model: Llama) -> Recovered:
-  """Returns the recovery of no step at all."""
-  return Recovered(
-    model=model,
-    steps=0,
-    tokens=0,
-    seconds=0.0,
-    compile_seconds=0.0,
-    tokens_per_second=0.0,
-    first_loss=None,
-    last_loss=None,
-  )
 
 
 def recover(
@@ -136,7 +85,7 @@ def recover(
       kind, name = (Preempted, "SIGTERM") if wish == Wish.TERMINATE else (Interrupted, "SIGINT")
       where = f"step {run.step} of {config.steps}, saved in {run.checkpoints.folder}"
       raise kind(f"{name} after {where}; run the same command again to go on")
-  return _result(run, compile_seconds)
+  return outcome(run, compile_seconds)
 
 
 def _heard(run: Run, stop: Stop, hosts: Channel) -> Wish:
@@ -156,7 +105,7 @@ def _refuse_another(identities: Sequence[Mapping[str, Any]]) -> None:
 
 def _compiled(config: RecoverConfig, run: Run, segments: bool) -> tuple[Callable[..., Any], float]:
   """Returns the step's program and the seconds it took to compile."""
-  batch = _placed(_blank(config, run.mesh, segments), run)
+  batch = placed(blank(config, run.mesh, segments), run)
   if run.mesh is not None:
     audit({"model": run.model, "optimizer": run.opt_state}, run.mesh)
   # The results lie where the arguments do, or a resumed run on several devices would be another program.
@@ -200,13 +149,13 @@ def _train(run: Run, program: Callable[..., Any], batches: Batches, stop: Stop, 
           run.clock.ask()
           try:
             run.checkpoints.poll()
-            batch = _next(records, run)
+            batch = next_batch(records, run)
           except JaxchopError as error:
-            failed, batch = failed or error, _blank(config, run.mesh, batches.segments)
+            failed, batch = failed or error, blank(config, run.mesh, batches.segments)
             if hosts.count == 1:
               raise
           hosts.doing(run.step + 1, "running")
-          run.dispatch(program, _placed(batch, run), Wish.FAIL if failed is not None else stop.wish)
+          run.dispatch(program, placed(batch, run), Wish.FAIL if failed is not None else stop.wish)
         if run.step % config.checkpoint_every == 0:
           run.settle()
           try:
@@ -230,60 +179,8 @@ def _raise_together(failed: JaxchopError | None, hosts: Channel) -> None:
       raise (Unsaved if said[0] else JaxchopError)(f"process {index} ({hosts.names[index]}): {said[1]}")
 
 
-def _next(records: Generator[Batch, None, None], run: Run) -> Batch:
-  """Returns the next batch; raises JaxchopError when it is not what the settings and the model say."""
-  batch, where = next(records, None), f"the batch of step {run.step + 1}"
-  wanted = len(own_rows(run.mesh, run.config.batch_size)), run.config.seq_len + 1
-  vocab = run.model.config.vocab_size
-  if batch is None:
-    raise JaxchopError(f"the data ends before {where}; lower recover.steps or give more text")
-  if batch.ids.shape != wanted:
-    raise JaxchopError(
-      f"{where} has shape {list(batch.ids.shape)}, not {list(wanted)}; pack the data for these settings"
-    )
-  # A gather would clamp these without a word.
-  if batch.ids.min() < 0 or batch.ids.max() >= vocab:
-    raise JaxchopError(f"{where} has tokens outside 0..{vocab - 1}; pack the data with this model's tokenizer")
-  return batch
-
-
-def _blank(config: RecoverConfig, mesh: Mesh | None, segments: bool) -> Batch:
-  """Returns a batch of nothing, as this process would read it."""
-  ids_RS = np.zeros((len(own_rows(mesh, config.batch_size)), config.seq_len + 1), np.int32)
-  return batch_of(ids_RS, ids_RS if segments else None)
-
-
-def _placed(batch: Batch, run: Run) -> Batch:
-  """Returns a batch with its rows spread over the mesh."""
-  if run.mesh is None:
-    return batch
-  return spread_rows(batch, run.mesh, own_rows(run.mesh, run.config.batch_size), run.config.batch_size)
-
-
 def _show(bar: Bar, line: Mapping[str, Any]) -> None:
   loss = "not finite" if line["loss"] is None else f"{line['loss']:.3f}"
   waited = line["data_wait"] / (line["data_wait"] + line["seconds"])
   speed = f"{line['tokens_per_second']:.0f} tokens/s, MFU {100 * line['mfu']:.0f} %, data wait {100 * waited:.0f} %"
   bar.advance(1, f"loss {loss}, {speed}")
-
-
-def _result(run: Run, compile_seconds: float) -> Recovered:
-  steps = run.curve.steps
-  seconds = sum(line["seconds"] for line in steps)
-  losses = [line["loss"] for line in steps if line["loss"] is not None]
-  events = read_journal(run.journal.path)
-  plans = [event["plan"] for event in events if event["event"] == "plan"]
-  return Recovered(
-    model=run.model,
-    steps=run.step,
-    tokens=run.tokens,
-    seconds=seconds,
-    compile_seconds=compile_seconds,
-    tokens_per_second=len(steps) * run.config.batch_size * run.config.seq_len / seconds,
-    first_loss=losses[0] if losses else None,
-    last_loss=losses[-1] if losses else None,
-    skipped=sum(line.get("skipped", False) for line in steps),
-    spikes=sum(line.get("spike", False) for line in steps),
-    goodput=goodput(events, steps),
-    plan=plans[-1] if plans else None,
-  )

@@ -21,7 +21,8 @@ from jaxchop.errors import Interrupted, JaxchopError, Preempted, UsageError
 from jaxchop.model.tree import flatten
 from jaxchop.recover.checkpoint import load_weights
 from jaxchop.recover.curve import read_curve
-from jaxchop.recover.loop import Recovered, recover
+from jaxchop.recover.loop import recover
+from jaxchop.recover.outcome import Recovered
 
 
 def run(folder: Path, *, number: int = 0, at: int = -1, meta: Any = None, **changes: Any) -> Recovered:

@@ -20,7 +20,8 @@ from jaxchop.errors import Interrupted, UsageError
 from jaxchop.model.tree import flatten
 from jaxchop.parallel.mesh import make_mesh
 from jaxchop.recover.curve import read_curve
-from jaxchop.recover.loop import Recovered, recover
+from jaxchop.recover.loop import recover
+from jaxchop.recover.outcome import Recovered
 
 ROWS = 4
 ONE = MeshConfig(fsdp=1)

@@ -23,8 +23,9 @@ from jaxchop.errors import Interrupted, JaxchopError, UsageError
 from jaxchop.recover import step, watch
 from jaxchop.recover.curve import read_curve
 from jaxchop.recover.journal import read_journal
-from jaxchop.recover.loop import Recovered, recover
+from jaxchop.recover.loop import recover
 from jaxchop.recover.objective import summed_loss
+from jaxchop.recover.outcome import Recovered
 
 # Batches of nothing but this token have no finite loss, or one ten times as high.
 BAD, HIGH = 60, 59
