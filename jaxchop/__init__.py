@@ -34,6 +34,7 @@ _API = {
   "read_splits": "jaxchop.data.texts",
   "first_windows": "jaxchop.data.windows",
   "pack": "jaxchop.data.pack",
+  "open_packed": "jaxchop.data.packed",
   "Loader": "jaxchop.data.loader",
   "score": "jaxchop.prune.score",
   "dropped_by": "jaxchop.prune.select",

@@ -237,7 +237,10 @@ def _batches(documents: Iterator[Document], account: Account, place: Place) -> I
 
 def _refuse_others(out: Path) -> None:
   """Makes the folder; refuses one that holds files packing did not write."""
-  out.mkdir(parents=True, exist_ok=True)
+  try:
+    out.mkdir(parents=True, exist_ok=True)
+  except OSError as error:
+    raise JaxchopError(f"{out}: no folder can be made there ({error.strerror}); choose another one") from error
   if others := sorted(path for path in out.iterdir() if not _ours(path.name)):
     raise UsageError(f"{others[0]}: packing did not write this file; choose an empty folder")
 

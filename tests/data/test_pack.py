@@ -124,6 +124,12 @@ def test_a_folder_with_other_files_is_left_alone(tmp_path, byte_tokenizer):
   assert files(tmp_path) == {"thesis.txt": b"precious"}
 
 
+def test_a_file_in_the_place_of_the_folder_is_named(tmp_path, byte_tokenizer):
+  (tmp_path / "file").write_text("precious")
+  with pytest.raises(JaxchopError, match=r"file: no folder can be made there \(File exists\)"):
+    write(TEXTS, byte_tokenizer, tmp_path / "file")
+
+
 def test_a_finished_cache_is_replaced_only_where_that_is_asked_for(tmp_path, byte_tokenizer):
   write(TEXTS, byte_tokenizer, tmp_path, overwrite=False)
   before = files(tmp_path)

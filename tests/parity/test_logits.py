@@ -31,6 +31,23 @@ def test_logits_are_those_of_transformers_past_the_trained_length(kind, data):
   np.testing.assert_allclose(jax.jit(lambda m: m(ids_BT, layout=layout))(model), expected_BTV, rtol=0, atol=1e-4)
 
 
+@given(data=st.data())
+@few
+def test_documents_kept_apart_are_those_of_transformers_behind_a_block_diagonal_mask(data):
+  drawn = data.draw(architectures("default"))
+  theirs, model = pair(drawn)
+  theirs.set_attn_implementation("eager")
+  ids_BT = tokens(drawn, 2, 9)
+  segments_BT = np.array([[1, 1, 1, 1, 2, 2, 3, 3, 3], [1, 2, 2, 2, 2, 2, 2, 2, 3]])
+  place_BT = np.array([[0, 1, 2, 3, 0, 1, 0, 1, 2], [0, 0, 1, 2, 3, 4, 5, 6, 0]])
+  seen_BTS = (segments_BT[:, :, None] == segments_BT[:, None]) & np.tri(9, dtype=bool)
+  mask = torch.where(torch.tensor(seen_BTS), 0.0, torch.finfo(torch.float32).min)[:, None]
+  with torch.no_grad():
+    expected_BTV = theirs(torch.tensor(ids_BT), attention_mask=mask, position_ids=torch.tensor(place_BT)).logits.numpy()
+  logits_BTV = jax.jit(lambda m: m.logits(hidden(m, ids_BT, segments_BT=jnp.asarray(segments_BT))))(model)
+  np.testing.assert_allclose(logits_BTV, expected_BTV, rtol=0, atol=1e-4)
+
+
 @pytest.mark.parametrize("kind", KINDS)
 @given(data=st.data())
 @settings(max_examples=1, derandomize=True)
