@@ -252,7 +252,15 @@ class RecoverConfig:
   checkpoint_every: int = 50
   """Steps between two checkpoints."""
   keep_checkpoints: int = 2
-  """Checkpoints kept."""
+  """Newest checkpoints kept."""
+  keep_every: int = 0
+  """Checkpoints of steps that this number divides are kept for good; 0 keeps none so."""
+  keep_best: int = 0
+  """Checkpoints kept for the lowest held-out loss; needs evaluate_every."""
+  evaluate_every: int = 0
+  """Steps between two measurements of the held-out loss, each of which is a checkpoint too; 0 measures none."""
+  evaluate_windows: int = 32
+  """Held-out windows of seq_len tokens to measure on, from the beginning of the held-out text."""
   skip_nonfinite: int = 0
   """Steps in a row that are skipped when loss or gradient is not finite; one more stops the run before its update."""
   spike: Literal["warn", "skip"] = "warn"

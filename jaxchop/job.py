@@ -11,7 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import Mesh
+from numpy.typing import NDArray
 
 from jaxchop import stages
 from jaxchop.config import Recipe
@@ -20,6 +22,7 @@ from jaxchop.data.pack import pack
 from jaxchop.data.packed import MANIFEST, Packed, open_packed, read_manifest, tokenizer_digest
 from jaxchop.data.sources import Document, digest
 from jaxchop.data.texts import Texts, is_cache, local_cache, read_splits
+from jaxchop.data.windows import first_windows
 from jaxchop.errors import UsageError
 from jaxchop.files import write_json
 from jaxchop.hub.export import export_model
@@ -76,6 +79,8 @@ class Job:
       make_step(recipe.recover)
       require(recipe.recover.track)
       self._mesh()
+      if recipe.recover.evaluate_every:
+        self.texts.require("held_out")
       for spec in filter(is_cache, self.texts.specs.values()):
         if (length := read_manifest(local_cache(spec), self.subject.tokenizer).seq_len) != recipe.recover.seq_len:
           raise UsageError(
@@ -216,7 +221,22 @@ class Job:
     digests: Any = {name: packed.digest for name, packed in corpora.items()}
     identity = [digests, data.weights] if data.corpora else digests[""]
     meta = {"source": self.subject.identity, "cut": json.loads(json.dumps(cut_by, default=str)), "data": identity}
-    return recover(start, batches, settings, folder, meta=meta, hosts=self.hosts)
+    return recover(start, batches, settings, folder, meta=meta, held_out=self._held_out(), hosts=self.hosts)
+
+  def _held_out(self) -> NDArray[np.int32] | None:
+    """Returns the windows on which a recovery is measured in between, if it is."""
+    settings = self.recipe.recover
+    if not settings.evaluate_every:
+      return None
+    return first_windows(
+      self.texts.held_out,
+      self.subject.tokenizer,
+      count=settings.evaluate_windows,
+      length=settings.seq_len + 1,
+      eos=self.subject.eos[0],
+      use="held_out",
+      setting="recover.evaluate_windows",
+    )
 
   def _scores(self, keep: Layers) -> dict[str, Any]:
     """Returns the scores of the model of the layers `keep`: scores.json of all, files of their own of later rounds."""

@@ -10,11 +10,19 @@ from jaxchop.errors import JaxchopError
 
 
 def first_windows(
-  documents: Iterable[Document], tokenizer: PreTrainedTokenizerBase, *, count: int, length: int, eos: int
+  documents: Iterable[Document],
+  tokenizer: PreTrainedTokenizerBase,
+  *,
+  count: int,
+  length: int,
+  eos: int,
+  use: str = "calibration",
+  setting: str = "score.windows",
 ) -> np.ndarray:
   """Returns ids_NT, the first `count` windows of `length` tokens of the documents, each closed by `eos`.
 
-  Only as many documents are tokenised as that takes. Raises JaxchopError when there are too few tokens.
+  Only as many documents are tokenised as that takes. Raises JaxchopError when there are too few tokens; `use` says what
+  the text is for and `setting` how many windows.
   """
   ids: list[int] = []
   for document in documents:
@@ -22,8 +30,8 @@ def first_windows(
     if len(ids) >= count * length:
       return np.asarray(ids[: count * length], np.int32).reshape(count, length)
   raise JaxchopError(
-    f"calibration text: {len(ids):,} tokens, but {count} windows of {length} need {count * length:,}; "
-    f"set score.windows to at most {len(ids) // length} or name more text in data.calibration"
+    f"{use.replace('_', '-')} text: {len(ids):,} tokens, but {count} windows of {length} need {count * length:,}; "
+    f"set {setting} to at most {len(ids) // length} or name more text in data.{use}"
   )
 
 

@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from jaxchop.config import RecoverConfig
 from jaxchop.errors import JaxchopError
 from jaxchop.model.tree import flatten, unflatten
 from jaxchop.parallel.channel import ALONE, Channel
@@ -39,14 +40,39 @@ class Restored(NamedTuple):
   meta: dict[str, Any]
 
 
+class Keep(NamedTuple):
+  """Which checkpoints stay."""
+
+  # The newest ones; at least one.
+  last: int = 2
+  # Those of steps that it divides; 0 for none.
+  every: int = 0
+  # Those of the lowest "held_out_loss" in their meta.
+  best: int = 0
+
+  @classmethod
+  def by(cls, config: RecoverConfig) -> "Keep":
+    return cls(config.keep_checkpoints, config.keep_every, config.keep_best)
+
+  def chosen(self, losses: Mapping[int, float | None]) -> set[int]:
+    """Returns which steps stay, of checkpoints with these held-out losses."""
+    steps = sorted(losses)
+    measured = sorted((loss, step) for step, loss in losses.items() if loss is not None)
+    by_step = {step for step in steps if self.every and step % self.every == 0}
+    return by_step | set(steps[-max(self.last, 1) :]) | {step for _, step in measured[: self.best]}
+
+
+KEEP = Keep()
+
+
 class Checkpoints:
-  """The checkpoints in one folder, newest `keep` of them; one save at a time runs beside the training.
+  """The checkpoints in one folder, of which `keep` says which stay; one save at a time runs beside the training.
 
   All processes of `hosts` call the same methods in the same order, and see the same folder.
   """
 
-  def __init__(self, folder: Path, keep: int = 2, hosts: Channel = ALONE):
-    self.folder, self.keep, self.hosts = Path(folder).absolute(), max(keep, 1), hosts
+  def __init__(self, folder: Path, keep: Keep = KEEP, hosts: Channel = ALONE):
+    self.folder, self.keep, self.hosts = Path(folder).absolute(), keep, hosts
     self._writer = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
     self._saving: Future[None] | None = None
     self._damaged: set[int] = set()
@@ -174,8 +200,9 @@ class Checkpoints:
       self._damaged.discard(step)
     aside.rename(path)
     _sync(self.folder)
-    good = [(s, p) for s, p in _steps(self.folder) if s <= step and s not in self._damaged and _ours(p)]
-    for _, old in good[: -self.keep]:
+    good = {s: p for s, p in _steps(self.folder) if s <= step and s not in self._damaged and _meta(p) is not None}
+    stay = self.keep.chosen({s: (_meta(p) or {}).get("held_out_loss") for s, p in good.items()})
+    for old in (path for s, path in good.items() if s not in stay):
       leaving = old.with_suffix(".deleting")
       old.rename(leaving)
       shutil.rmtree(leaving)
@@ -233,12 +260,12 @@ def _steps(folder: Path) -> list[tuple[int, Path]]:
   return sorted((int(p.name), p) for p in folder.iterdir() if re.fullmatch(r"\d{8,}", p.name) and p.is_dir())
 
 
-def _ours(path: Path) -> bool:
+def _meta(path: Path) -> dict[str, Any] | None:
+  """Returns what a checkpoint of ours says of itself."""
   try:
-    manifest.read(path)
+    return manifest.read(path)["meta"]
   except Damaged:
-    return False
-  return True
+    return None
 
 
 def _placed(leaf: Any) -> Any:

@@ -11,6 +11,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from numpy.typing import NDArray
 
 from jaxchop.compiler import compiler_options
 from jaxchop.config import RecoverConfig
@@ -23,6 +24,7 @@ from jaxchop.progress import Bar, stage
 from jaxchop.recover.checkpoint import Unsaved
 from jaxchop.recover.feed import Batches, blank, next_batch, placed
 from jaxchop.recover.fork import decay_only, origin_of
+from jaxchop.recover.held_out import HeldOut
 from jaxchop.recover.outcome import Recovered, outcome
 from jaxchop.recover.outlook import in_words, outlook
 from jaxchop.recover.profile import Profile
@@ -41,10 +43,12 @@ def recover(
   folder: Path,
   *,
   meta: Mapping[str, Any] | None = None,
+  held_out: NDArray[np.int32] | None = None,
   hosts: Channel = ALONE,
 ) -> Recovered:
   """Trains all weights for `config.steps` steps, from the newest checkpoint in `folder` if there is one.
 
+  With `config.evaluate_every`, `held_out` are windows [N, seq_len + 1] whose loss is measured in between.
   A fork (`config.fork`) begins with another run's checkpoint and counts its steps on from there.
 
   `model` is left as it is. `folder` gets `checkpoints/` and `metrics.jsonl`. `meta`, plain JSON, says what is trained
@@ -56,6 +60,7 @@ def recover(
   if config.steps < 1:
     raise UsageError(f"recover.steps is {config.steps}; it takes at least one step to recover a model")
   require(config.track)
+  _check_evaluation(config, held_out)
   identity = json.loads(json.dumps({**(meta or {}), "config": dataclasses.asdict(config)}))
   origin = None
   if config.fork is not None:
@@ -70,7 +75,8 @@ def recover(
       try:
         if run.step < config.steps and not _heard(run, stop, hosts):
           program, compile_seconds = _compiled(config, run, batches.segments)
-          _train(run, program, batches, stop, hosts)
+          measured = HeldOut(held_out, config, mesh) if held_out is not None and config.evaluate_every else None
+          _train(run, program, batches, measured, stop, hosts)
       except Unsaved:
         raise
       except JaxchopError:
@@ -86,6 +92,13 @@ def recover(
       where = f"step {run.step} of {config.steps}, saved in {run.checkpoints.folder}"
       raise kind(f"{name} after {where}; run the same command again to go on")
   return outcome(run, compile_seconds)
+
+
+def _check_evaluation(config: RecoverConfig, held_out: NDArray[np.int32] | None) -> None:
+  if config.keep_best and not config.evaluate_every:
+    raise UsageError("recover.keep_best: nothing says which checkpoint is best; set recover.evaluate_every")
+  if config.evaluate_every and (held_out is None or held_out.shape[1:] != (config.seq_len + 1,)):
+    raise UsageError(f"recover.evaluate_every: needs held-out windows of {config.seq_len + 1} tokens; give them")
 
 
 def _heard(run: Run, stop: Stop, hosts: Channel) -> Wish:
@@ -125,7 +138,9 @@ def _compiled(config: RecoverConfig, run: Run, segments: bool) -> tuple[Callable
   return program, bar.seconds
 
 
-def _train(run: Run, program: Callable[..., Any], batches: Batches, stop: Stop, hosts: Channel) -> None:
+def _train(
+  run: Run, program: Callable[..., Any], batches: Batches, held_out: HeldOut | None, stop: Stop, hosts: Channel
+) -> None:
   """Runs the steps that are left, or fewer when a signal asks to stop; the last one is settled, not saved.
 
   A process that meets an error tells the others with its next step, which nobody applies, and all of them raise it.
@@ -156,8 +171,12 @@ def _train(run: Run, program: Callable[..., Any], batches: Batches, stop: Stop, 
               raise
           hosts.doing(run.step + 1, "running")
           run.dispatch(program, placed(batch, run), Wish.FAIL if failed is not None else stop.wish)
-        if run.step % config.checkpoint_every == 0:
+        measuring = held_out is not None and run.step % config.evaluate_every == 0
+        if measuring or run.step % config.checkpoint_every == 0:
           run.settle()
+          if held_out is not None and measuring and run.wish != Wish.FAIL:
+            # Alone, a process may stop at once; several have no time to agree on that between two batches.
+            run.measure(held_out, lambda: hosts.count == 1 and stop.asked is not None)
           try:
             run.save()
           except Unsaved as error:

@@ -18,10 +18,11 @@ from jaxchop.errors import JaxchopError, UsageError
 from jaxchop.model.llama import Llama
 from jaxchop.parallel.channel import ALONE, Channel
 from jaxchop.parallel.sharding import concrete, told
-from jaxchop.recover.checkpoint import Checkpoints, Restored
+from jaxchop.recover.checkpoint import Checkpoints, Keep, Restored
 from jaxchop.recover.clock import Clock
 from jaxchop.recover.curve import Curve, read_curve
 from jaxchop.recover.fork import Origin
+from jaxchop.recover.held_out import HeldOut
 from jaxchop.recover.journal import Journal
 from jaxchop.recover.signals import Wish
 from jaxchop.recover.step import Metrics, init_optimizer
@@ -29,8 +30,11 @@ from jaxchop.recover.watch import Watch
 
 log = logging.getLogger("jaxchop")
 # Settings that change how a step is computed or kept, not which step it is: a run may go on with others.
-FREE = {"accumulate", "layout", "remat", "mesh", "checkpoint_every", "keep_checkpoints"}
+FREE = {"accumulate", "layout", "remat", "mesh", "checkpoint_every", "keep_checkpoints", "keep_every", "keep_best"}
+FREE |= {"evaluate_every", "evaluate_windows"}
 FREE |= {"skip_nonfinite", "spike", "track", "profile_steps"}
+# What a checkpoint says of itself, not of its run.
+_OF_A_STEP = {"step", "tokens", "watch", "held_out_loss"}
 
 
 class Run:
@@ -51,7 +55,7 @@ class Run:
     A run without a checkpoint of its own begins at its `origin`, if it is a fork.
     """
     self.config, self.identity, self.mesh = config, identity, mesh
-    self.checkpoints = Checkpoints(folder / "checkpoints", config.keep_checkpoints, hosts)
+    self.checkpoints = Checkpoints(folder / "checkpoints", Keep.by(config), hosts)
     since, start = time.time(), time.monotonic()
     begun = _begin(self.checkpoints, model, config, identity, mesh, origin)
     self.step, self.model, self.opt_state = begun.step, begun.model, begun.opt_state
@@ -73,6 +77,8 @@ class Run:
     self._skipped: Any = np.int32(self._watch.skipped)
     self._running: Metrics | None = None
     self._save_seconds = 0.0
+    # The last step at which the held-out loss was measured, and that loss.
+    self._held_out: tuple[int, float] = (-1, math.nan)
 
   @property
   def tokens(self) -> int:
@@ -118,6 +124,15 @@ class Run:
     for tell in self.listeners:
       tell(line | marks)
 
+  def measure(self, held_out: HeldOut, stopped: Callable[[], bool]) -> None:
+    """Measures the held-out loss of the settled state, unless `stopped` says that there is no time."""
+    with self.journal.timed("evaluation", step=self.step):
+      loss = held_out.loss(self.model, stopped)
+    if loss is not None:
+      self._held_out = self.step, loss
+      self.journal.note("held_out", step=self.step, loss=loss)
+      log.info("step %d: held-out loss %.4f", self.step, loss)
+
   def save(self) -> None:
     """Starts to save the settled state, unless it is saved already."""
     if self.step != self._saved:
@@ -125,6 +140,7 @@ class Run:
       with self.journal.timed("save", step=self.step):
         self.curve.sync()
         meta = {**self.identity, "step": self.step, "tokens": self.tokens, "watch": self._watch.state()}
+        meta |= {"held_out_loss": self._held_out[1]} if self._held_out[0] == self.step else {}
         self.checkpoints.save(self.step, self.model, self.opt_state, meta)
       self._saved, self._save_seconds = self.step, time.monotonic() - start
 
@@ -180,4 +196,4 @@ def _begin(
 def _what(identity: Mapping[str, Any]) -> dict[str, Any]:
   """Returns what must be the same for two runs to be one."""
   config = {f"recover.{name}": value for name, value in identity["config"].items() if name not in FREE}
-  return config | {name: value for name, value in identity.items() if name not in ("config", "step", "tokens", "watch")}
+  return config | {name: value for name, value in identity.items() if name not in _OF_A_STEP | {"config"}}

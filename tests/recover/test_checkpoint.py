@@ -16,7 +16,7 @@ from tiny_run import tiny_model
 
 from jaxchop.errors import JaxchopError
 from jaxchop.model.tree import flatten
-from jaxchop.recover.checkpoint import Checkpoints, load_weights
+from jaxchop.recover.checkpoint import Checkpoints, Keep, load_weights
 
 # Orbax leaves a coroutine behind when a load fails, and Python complains of it when it is collected.
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
@@ -36,7 +36,7 @@ def model_of(step: int) -> dict[str, Any]:
 
 
 def saved(folder: Path, *steps: int, keep: int = 9) -> Checkpoints:
-  checkpoints = Checkpoints(folder, keep)
+  checkpoints = Checkpoints(folder, Keep(keep))
   for step in steps:
     checkpoints.save(step, model_of(step), STATE, {"tokens": step * 100})
   checkpoints.wait()
@@ -89,6 +89,14 @@ def test_only_the_newest_are_kept(tmp_path: Path) -> None:
 def test_keeping_none_keeps_one(tmp_path: Path) -> None:
   saved(tmp_path, 1, 2, keep=0)
   assert restored_step(tmp_path) == 2
+
+
+def test_some_are_kept_for_good_and_the_best_for_their_loss(tmp_path: Path) -> None:
+  checkpoints = Checkpoints(tmp_path, Keep(last=1, every=4, best=2))
+  for step, loss in enumerate([2.0, 1.5, 1.7, 1.9, 1.6, 1.8, 1.65], start=1):
+    checkpoints.save(step, model_of(step), STATE, {"held_out_loss": loss} if step != 6 else {})
+  checkpoints.wait()
+  assert sorted(int(p.name) for p in tmp_path.iterdir()) == [2, 4, 5, 7]
 
 
 def damage(file: Path, kind: str) -> None:
@@ -157,7 +165,7 @@ def test_a_changed_value_is_named(tmp_path: Path, caplog: pytest.LogCaptureFixtu
 def test_a_damaged_checkpoint_counts_for_nothing_when_old_ones_go(tmp_path: Path) -> None:
   saved(tmp_path, 1, 2)
   (tmp_path / "00000002" / "manifest.json").write_text("{")
-  checkpoints = Checkpoints(tmp_path, keep=1)
+  checkpoints = Checkpoints(tmp_path, Keep(1))
   assert checkpoints.restore_latest(model_of(0), STATE).step == 1
   checkpoints.save(2, model_of(2), STATE, {"tokens": 200})
   checkpoints.wait()

@@ -18,10 +18,12 @@ from tiny_run import Records, records, settings, tiny_model
 
 from jaxchop.data.batch import Batch, batch_of
 from jaxchop.errors import Interrupted, JaxchopError, Preempted, UsageError
-from jaxchop.model.tree import flatten
+from jaxchop.model.tree import flatten, unflatten
 from jaxchop.recover.checkpoint import load_weights
 from jaxchop.recover.curve import read_curve
+from jaxchop.recover.journal import read_journal
 from jaxchop.recover.loop import recover
+from jaxchop.recover.objective import summed_loss
 from jaxchop.recover.outcome import Recovered
 
 
@@ -199,6 +201,29 @@ def test_data_that_does_not_fit_stops_the_run_and_loses_nothing(tmp_path: Path, 
 def test_a_run_goes_on_only_as_it_began(whole: tuple[Path, Recovered], changes: Any, message: str) -> None:
   with pytest.raises(UsageError, match=message):
     run(whole[0], **changes)
+
+
+def test_the_held_out_loss_is_measured_in_between_and_says_which_checkpoint_stays(tmp_path: Path) -> None:
+  windows = np.concatenate([records(900), records(901)])[:6]
+  changes = {"evaluate_every": 4, "keep_best": 1, "keep_checkpoints": 1, "checkpoint_every": 20}
+  recover(tiny_model(), Records(), settings(**changes), tmp_path, held_out=windows)
+  found = {e["step"]: e["loss"] for e in read_journal(tmp_path / "journal.jsonl") if e["event"] == "held_out"}
+  assert sorted(found) == [4, 8, 12, 16, 20] and found[20] < found[4]
+  meta = load_weights(tmp_path / "checkpoints", 20)[1]
+  assert meta["held_out_loss"] == found[20]
+  model = unflatten(tiny_model(), load_weights(tmp_path / "checkpoints", 20)[0])
+  wanted = summed_loss(model, batch_of(windows)) / windows[:, 1:].size
+  assert found[20] == pytest.approx(float(wanted), abs=1e-6)
+  assert set(checkpoints(tmp_path)) == {20, min(found, key=found.get)}
+
+
+@pytest.mark.parametrize(
+  ("changes", "message"),
+  [({"keep_best": 1}, r"keep_best: nothing says"), ({"evaluate_every": 2}, r"needs held-out windows of 13 tokens")],
+)
+def test_a_measurement_without_windows_is_refused(tmp_path: Path, changes: Any, message: str) -> None:
+  with pytest.raises(UsageError, match=message):
+    run(tmp_path, **changes)
 
 
 def test_another_model_is_refused(whole: tuple[Path, Recovered]) -> None:

@@ -1,0 +1,51 @@
+"""The loss on held-out windows between steps, which tells the best checkpoint.
+
+Shapes: N windows, B windows of a batch, S tokens.
+"""
+
+from collections.abc import Callable
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+from numpy.typing import NDArray
+
+from jaxchop.compiler import compiler_options
+from jaxchop.config import RecoverConfig
+from jaxchop.data.batch import Batch, batch_of
+from jaxchop.model.llama import Llama
+from jaxchop.parallel.sharding import own_rows, spread_rows
+from jaxchop.recover.objective import summed_loss
+
+
+class HeldOut:
+  """Held-out windows in batches as large as a step's micro-batch, spread over the devices in the same way."""
+
+  def __init__(self, ids_NS: NDArray[np.int32], config: RecoverConfig, mesh: Mesh | None):
+    self.rows = config.batch_size // config.accumulate
+    self._ids_NS, self._mesh = ids_NS, mesh
+    options = compiler_options(exact=False)
+
+    def measured(model: Llama, batch: Batch) -> jax.Array:
+      return summed_loss(model, batch, compute_dtype=config.compute_dtype, layout=config.layout, remat="none")
+
+    self._summed = jax.jit(measured, compiler_options=options)
+
+  def loss(self, model: Llama, stopped: Callable[[], bool]) -> float | None:
+    """Returns the mean loss in nats a token; None when `stopped` says between two batches that there is no time."""
+    total = 0.0
+    for start in range(0, len(self._ids_NS), self.rows):
+      if stopped():
+        return None
+      total += float(self._summed(model, self._batch(self._ids_NS[start : start + self.rows])))
+    return total / (self._ids_NS[:, 1:].size)
+
+  def _batch(self, ids_BS: NDArray[np.int32]) -> Batch:
+    """Returns a whole batch: rows that are missing at the end count nothing."""
+    missing = self.rows - len(ids_BS)
+    batch = batch_of(np.pad(ids_BS, ((0, missing), (0, 0))))
+    batch.weight[len(ids_BS) :] = 0
+    if self._mesh is None:
+      return batch
+    own = own_rows(self._mesh, self.rows)
+    return spread_rows(jax.tree.map(lambda a: a[own], batch), self._mesh, own, self.rows)
