@@ -130,18 +130,6 @@ def test_damage_to_any_file_is_harmless_or_noticed(tmp_path: Path, kind: str) ->
   assert skipped >= 3
 
 
-@pytest.mark.parametrize("seed", range(12))
-def test_no_flipped_bit_comes_back(tmp_path: Path, seed: int) -> None:
-  saved(tmp_path, 1)
-  draw = np.random.default_rng(seed)
-  files = sorted(p for p in tmp_path.rglob("*") if p.is_file() and p.stat().st_size)
-  file = files[draw.integers(len(files))]
-  content = bytearray(file.read_bytes())
-  content[draw.integers(len(content))] ^= 1 << draw.integers(8)
-  file.write_bytes(content)
-  assert restored_step(tmp_path) in (1, None)
-
-
 def test_what_is_skipped_is_said_and_why(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
   saved(tmp_path, 1, 2, 3)
   (tmp_path / "00000003" / "manifest.json").unlink()

@@ -5,6 +5,7 @@ import json
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Generator
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from jaxchop.errors import Interrupted, JaxchopError, Preempted, UsageError
 from jaxchop.model.tree import flatten, unflatten
 from jaxchop.recover.checkpoint import load_weights
 from jaxchop.recover.curve import read_curve
+from jaxchop.recover.held_out import HeldOut
 from jaxchop.recover.journal import read_journal
 from jaxchop.recover.loop import recover
 from jaxchop.recover.objective import summed_loss
@@ -118,15 +120,27 @@ def program(folder: Path, *arguments: str) -> subprocess.Popen[str]:
   return subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
 
 
-def test_a_killed_process_goes_on_from_its_last_save(whole: tuple[Path, Recovered], tmp_path: Path) -> None:
-  for at in ("3", "12", "19"):
-    with program(tmp_path, "SIGKILL", at) as killed:
-      killed.communicate()
-    assert killed.returncode == -signal.SIGKILL
-  with program(tmp_path) as last:
-    _, told = last.communicate()
-  assert last.returncode == 0 and "Going on after step" in told
-  assert curve(tmp_path) == curve(whole[0])
+def test_a_signal_while_measuring_is_a_save_and_an_exit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+  windows = np.concatenate([records(900 + n) for n in range(3)])
+  changes = {"evaluate_every": 4}
+  recover(tiny_model(), Records(), settings(**changes), tmp_path / "calm", held_out=windows)
+  batches: list[int] = []
+  measured = HeldOut._batch
+
+  def disturbed(self: HeldOut, ids: np.ndarray) -> Batch:
+    batches.append(len(ids))
+    if len(batches) == 5:
+      signal.raise_signal(signal.SIGTERM)
+      # The watcher hears of it in a thread of its own.
+      time.sleep(0.5)
+    return measured(self, ids)
+
+  monkeypatch.setattr(HeldOut, "_batch", disturbed)
+  with pytest.raises(Preempted, match="SIGTERM after step 8 of 20"):
+    recover(tiny_model(), Records(), settings(**changes), tmp_path, held_out=windows)
+  assert load_weights(tmp_path / "checkpoints")[1]["step"] == 8
+  recover(tiny_model(), Records(), settings(**changes), tmp_path, held_out=windows)
+  assert curve(tmp_path) == curve(tmp_path / "calm")
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 75), (signal.SIGINT, 130)])

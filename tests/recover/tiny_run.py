@@ -1,7 +1,7 @@
 """A tiny recovery, as a library for the tests beside it and as a program whose end they bring about.
 
-`python tiny_run.py FOLDER [SIGNAL STEP [MESH]]` trains, and the last of its processes sends itself SIGNAL while STEP's
-batch is being read.
+`python tiny_run.py FOLDER [SIGNAL STEP [MESH [KEEP]]]` trains, and the last of its processes sends itself SIGNAL while
+STEP's batch is being read.
 """
 
 import json
@@ -63,11 +63,11 @@ class Records:
       step += 1
 
 
-def main(folder: str, number: str = "0", at: str = "-1", mesh: str = '{"fsdp": 1}') -> int:
+def main(folder: str, number: str = "0", at: str = "-1", mesh: str = '{"fsdp": 1}', keep: str = "2") -> int:
   logging.basicConfig(level=logging.INFO, stream=sys.stderr, force=True)
   sent = {"0": 0, "NONE": None}
   number = sent[number] if number in sent else signal.Signals[number]
-  config = settings(mesh=MeshConfig(**json.loads(mesh)))
+  config = settings(mesh=MeshConfig(**json.loads(mesh)), keep_checkpoints=int(keep))
   try:
     with joined({"recover.steps": config.steps}, float(os.environ.get("WAIT", 60))) as hosts:
       batches = Records(number, int(at)) if hosts.index == hosts.count - 1 else Records()
