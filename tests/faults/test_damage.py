@@ -1,4 +1,4 @@
-"""Flipped bits and cut files: a checkpoint comes back exactly as it was saved or not at all; Orbax alone is less strict."""
+"""Flipped bits and cut files: a checkpoint comes back as it was saved or not at all; plain Orbax is not so strict."""
 
 import gc
 import shutil
