@@ -1,5 +1,6 @@
 """Two processes train as one would, stop together whatever happens to one of them, and go on where they were."""
 
+import re
 import subprocess
 from pathlib import Path
 
@@ -49,7 +50,8 @@ def test_a_signal_to_one_stops_both_and_a_kill_of_one_is_named(alone, tmp_path, 
   assert any(line.startswith("process 1 (") and ") is gone, after step" in line for line in first[1].splitlines())
 
   first, second = ended(start(2, tmp_path, mesh=MESH))
-  assert (first[0], second[0]) == (0, 0) and "Going on after step 15" in first[1]
+  # Of step 15's save it is open whether it was done before the kill.
+  assert (first[0], second[0]) == (0, 0) and re.search("Going on after step 1[05] of", first[1])
   assert not [line for line in second[1].splitlines() if "Recovering" in line]
   got, wanted = curve(tmp_path), curve(alone)
   assert [step for step, *_ in got] == [step for step, *_ in wanted]
