@@ -86,10 +86,14 @@ def _output_kept_clean() -> Iterator[None]:
 
 
 def _leave(channel: Channel) -> None:
-  """Waits until nobody wants anything of the others any more."""
+  """Waits until nobody wants anything of the others any more; process 0, which serves them, is the last to go."""
   channel.gather("leave", True)
+  if channel.index:
+    jax.distributed.shutdown()
+  channel.gather("left", True)
+  if channel.index == 0:
+    jax.distributed.shutdown()
   channel.close()
-  jax.distributed.shutdown()
 
 
 def find_cluster(limit: float) -> Cluster | None:

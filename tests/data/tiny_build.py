@@ -8,7 +8,7 @@ TEXTS = tuple(f"text {n}: " + f"word{n} " * (n * n % 37) for n in range(400))
 
 def build(folder: Path, workers: int) -> None:
   # Here, so that the processes that tokenise import none of it.
-  from conftest import build as tokenizer
+  from byte_tokens import build as tokenizer
 
   from jaxchop.data import pack as packing
   from jaxchop.data.sources import Document

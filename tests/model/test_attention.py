@@ -58,7 +58,8 @@ def test_the_scores_of_a_spread_sequence_are_spread_too():
     with jax.set_mesh(mesh):
       return program.lower(*inputs).compile().memory_analysis().temp_size_in_bytes
 
-  assert temporary(4) < temporary(1) / 3
+  # A quarter of them, and all the keys and values.
+  assert temporary(4) < temporary(1) / 2.5
 
 
 def test_no_more_than_eight_blocks_however_long(monkeypatch):

@@ -225,7 +225,8 @@ def test_the_held_out_loss_is_measured_in_between_and_says_which_checkpoint_stay
   assert sorted(found) == [4, 8, 12, 16, 20] and found[20] < found[4]
   meta = load_weights(tmp_path / "checkpoints", 20)[1]
   assert meta["held_out_loss"] == found[20]
-  model = unflatten(tiny_model(), load_weights(tmp_path / "checkpoints", 20)[0])
+  weights = load_weights(tmp_path / "checkpoints", 20)[0]
+  model = unflatten(tiny_model(), {name: jnp.asarray(weight) for name, weight in weights.items()})
   wanted = summed_loss(model, batch_of(windows)) / windows[:, 1:].size
   assert found[20] == pytest.approx(float(wanted), abs=1e-6)
   assert set(checkpoints(tmp_path)) == {20, min(found, key=found.get)}

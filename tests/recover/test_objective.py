@@ -74,7 +74,7 @@ def test_segments_of_rows_on_several_devices_change_nothing() -> None:
   ids, segments = records(0), np.repeat([[1, 1, 1, 2, 2, 2, 2, 2, 3, 3, 4, 4, 4]], 4, axis=0).astype(np.int32)
   batch, model = batch_of(ids, segments), tiny_model()
   want = jax.jit(summed_loss)(model, batch)
-  mesh = make_mesh(MeshConfig(data=2, fsdp=2), model.config, 4)
+  mesh = make_mesh(MeshConfig(data=2, fsdp=2), model.config, rows=4, length=12)
   with jax.set_mesh(mesh):
     found = jax.jit(summed_loss)(spread(model, mesh), jax.device_put(batch, rows(mesh)))
   np.testing.assert_allclose(found, want, rtol=1e-6)
