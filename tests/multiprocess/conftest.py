@@ -1,4 +1,4 @@
-"""Real processes over gloo, two devices each, that train the tiny model of tests/recover."""
+"""Real processes over gloo, four devices each, that train the tiny model of tests/recover."""
 
 import os
 import socket
@@ -21,10 +21,10 @@ def compiled(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @pytest.fixture
 def start(compiled: str) -> Iterator[Start]:
-  """Starts `count` processes of one run: `start(2, FOLDER, "SIGTERM", "9", mesh='{"fsdp": 4}', devices=2)`."""
+  """Starts `count` processes of one run: `start(2, FOLDER, "SIGTERM", "9", mesh='{"fsdp": 8}')`."""
   started: list[subprocess.Popen[str]] = []
 
-  def begin(count: int, folder: Path, *arguments: str, mesh: str, devices: int = 2) -> list[subprocess.Popen[str]]:
+  def begin(count: int, folder: Path, *arguments: str, mesh: str, devices: int = 4) -> list[subprocess.Popen[str]]:
     with socket.create_server(("", 0)) as server:
       port = server.getsockname()[1] - 1
     command = [sys.executable, "-W", "error", str(PROGRAM), str(folder), *(arguments or ("0", "-1")), mesh]

@@ -1,7 +1,9 @@
 """Two processes train as one would, stop together whatever happens to one of them, and go on where they were."""
 
 import re
+import signal
 import subprocess
+import time
 from pathlib import Path
 
 import jax
@@ -14,8 +16,8 @@ from jaxchop.recover.checkpoint import load_weights
 from jaxchop.recover.curve import read_curve
 from jaxchop.recover.loop import recover
 
-# Two processes of two devices: rows and weights over both, heads and vocabulary within each.
-MESH = '{"fsdp": 2, "tensor": 2}'
+# Two processes of four devices: copies of the model in each, weights, heads and vocabulary cut within.
+MESH = '{"data": 2, "fsdp": 2, "tensor": 2}'
 
 
 def ended(processes: list[subprocess.Popen[str]]) -> list[tuple[int, str]]:
@@ -26,6 +28,13 @@ def ended(processes: list[subprocess.Popen[str]]) -> list[tuple[int, str]]:
 
 def curve(folder: Path) -> list[tuple[int, str, float]]:
   return [(line["step"], line["loss_hex"], line["grad_norm"]) for line in read_curve(folder / "metrics.jsonl")]
+
+
+def assert_same_losses(folder: Path, other: Path) -> None:
+  got, wanted = curve(folder), curve(other)
+  assert [step for step, *_ in got] == [step for step, *_ in wanted]
+  losses = [[float.fromhex(loss) for _, loss, _ in found] for found in (got, wanted)]
+  np.testing.assert_allclose(*losses, rtol=0, atol=1e-5)
 
 
 @pytest.fixture(scope="module")
@@ -53,13 +62,39 @@ def test_a_signal_to_one_stops_both_and_a_kill_of_one_is_named(alone, tmp_path, 
   # Of step 15's save it is open whether it was done before the kill.
   assert (first[0], second[0]) == (0, 0) and re.search("Going on after step 1[05] of", first[1])
   assert not [line for line in second[1].splitlines() if "Recovering" in line]
-  got, wanted = curve(tmp_path), curve(alone)
-  assert [step for step, *_ in got] == [step for step, *_ in wanted]
-  np.testing.assert_allclose(
-    [float.fromhex(loss) for _, loss, _ in got], [float.fromhex(loss) for _, loss, _ in wanted], rtol=0, atol=1e-5
-  )
+  assert_same_losses(tmp_path, alone)
   ours, theirs = (load_weights(folder / "checkpoints")[0] for folder in (tmp_path, alone))
   jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=1e-4), ours, theirs)
+
+
+@pytest.mark.slow
+def test_devices_and_processes_come_and_go(alone, tmp_path, start):
+  """8 devices, then 4, 1, two processes of 4, and 8 again: the losses of one device, up to rounding."""
+  for at, count, devices, mesh in (
+    ("3", 1, 8, MESH),
+    ("7", 1, 4, '{"fsdp": 2, "tensor": 2}'),
+    ("11", 1, 1, '{"fsdp": 1}'),
+    ("15", 2, 4, MESH),
+    ("-1", 1, 8, '{"fsdp": 4, "tensor": 2}'),
+  ):
+    codes = [code for code, _ in ended(start(count, tmp_path, "SIGTERM", at, mesh=mesh, devices=devices))]
+    assert codes == [0 if at == "-1" else 75] * count
+  assert_same_losses(tmp_path, alone)
+
+
+@pytest.mark.slow
+def test_a_process_that_stalls_is_named_and_nothing_is_lost(alone, tmp_path, start):
+  """The second process is stopped for a while by the system in the middle of its steps."""
+  first, second = start(2, tmp_path, mesh=MESH)
+  while not read_curve(tmp_path / "metrics.jsonl"):
+    time.sleep(0.05)
+  second.send_signal(signal.SIGSTOP)
+  time.sleep(45)
+  second.send_signal(signal.SIGCONT)
+  (code, told), (other, _) = ended([first, second])
+  assert (code, other) == (0, 0)
+  assert re.search(r"step \d+: \w.* for \d+ s; behind: process 1 \(.+\), ", told)
+  assert_same_losses(tmp_path, alone)
 
 
 def test_an_error_of_one_stops_both_at_the_same_step_and_nothing_is_lost(tmp_path, start):
