@@ -13,7 +13,7 @@ from jaxchop.layers import spans
 from jaxchop.report.fields import Fields
 from jaxchop.report.goodput import in_one_line, read_goodput
 from jaxchop.report.table import summary_table
-from jaxchop.report.wording import count, size
+from jaxchop.wording import count, size
 
 Result = Mapping[str, Any]
 

@@ -13,7 +13,7 @@ from jaxchop.model import attention
 from jaxchop.model.flops import training_flops
 from jaxchop.model.llama import Llama
 from jaxchop.parallel.peak import own, peak
-from jaxchop.report.wording import count, duration, size
+from jaxchop.wording import count, duration, size
 
 
 def devices_of(mesh: Mesh | None) -> list[jax.Device]:

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from jaxchop.report import wording
+from jaxchop import wording
 from jaxchop.report.results import Measured
 
 

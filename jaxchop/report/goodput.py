@@ -2,8 +2,8 @@
 
 from dataclasses import dataclass
 
+from jaxchop import wording
 from jaxchop.recover.goodput import PARTS
-from jaxchop.report import wording
 from jaxchop.report.fields import Fields
 
 

@@ -15,8 +15,8 @@ from matplotlib.patches import Patch, PathPatch, Rectangle
 from matplotlib.path import Path
 from matplotlib.ticker import LogLocator, NullLocator
 
+from jaxchop import wording
 from jaxchop.layers import spans
-from jaxchop.report import wording
 from jaxchop.report.choices import Choices
 from jaxchop.report.figure import HEAT_STEPS, PALETTE, few_ticks, layer_ticks, new_figure, plain
 from jaxchop.report.scored import Score

@@ -8,7 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
-from jaxchop.report import wording
+from jaxchop import wording
 from jaxchop.report.figure import PALETTE, few_ticks, layer_ticks, new_figure, plain
 from jaxchop.report.scored import Score
 

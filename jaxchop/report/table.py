@@ -6,7 +6,7 @@ from typing import Any
 import rich.table
 import rich.text
 
-from jaxchop.report import wording
+from jaxchop import wording
 from jaxchop.report.comparison import Cell, comparison, marked, notes
 from jaxchop.report.fields import Fields
 from jaxchop.report.goodput import in_one_line, read_goodput

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jaxchop.report import wording
+from jaxchop import wording
 
 EVERY_FLOAT = st.floats(allow_nan=True, allow_infinity=True)
 
