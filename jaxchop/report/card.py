@@ -7,7 +7,8 @@ from typing import Any
 
 import yaml
 
-from jaxchop.report import limits, wording
+from jaxchop import wording
+from jaxchop.report import limits
 from jaxchop.report.comparison import comparison, marked, notes
 from jaxchop.report.fields import Fields
 from jaxchop.report.results import Measured, Plan, read_models, read_plan

@@ -8,10 +8,11 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
+from jaxchop import wording
 from jaxchop.files import write_bytes, write_text
 from jaxchop.layers import spans
 from jaxchop.recover.goodput import PARTS
-from jaxchop.report import goodput, story, wording
+from jaxchop.report import goodput, story
 from jaxchop.report.choices import Choices, choices
 from jaxchop.report.comparison import comparison, marked, notes
 from jaxchop.report.figure import style, to_png, to_svg

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from jaxchop.report import heat_maps, score_bars, wording
+from jaxchop import wording
+from jaxchop.report import heat_maps, score_bars
 from jaxchop.report.choices import choices
 from jaxchop.report.figure import PALETTE, few_ticks, layer_ticks, new_figure
 from jaxchop.report.results import Measured, Run, Step

@@ -4,8 +4,9 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from jaxchop import wording
 from jaxchop.hub.builtin import BUILTIN, MODEL_CARD
-from jaxchop.report import limits, wording
+from jaxchop.report import limits
 from jaxchop.report.results import Measured, Run
 
 
