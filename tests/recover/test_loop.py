@@ -20,6 +20,7 @@ from tiny_run import Records, records, settings, tiny_model
 from jaxchop.data.batch import Batch, batch_of
 from jaxchop.errors import Interrupted, JaxchopError, Preempted, UsageError
 from jaxchop.model.tree import flatten, unflatten
+from jaxchop.recover import store
 from jaxchop.recover.checkpoint import load_weights
 from jaxchop.recover.curve import read_curve
 from jaxchop.recover.held_out import HeldOut
@@ -118,6 +119,25 @@ def test_earlier_handlers_stand_again_afterwards(tmp_path: Path) -> None:
 def program(folder: Path, *arguments: str) -> subprocess.Popen[str]:
   command = [sys.executable, "-W", "error", tiny_run.__file__, str(folder), *arguments]
   return subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+
+
+def test_a_signal_while_saving_is_a_save_and_an_exit(
+  whole: tuple[Path, Recovered], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+  written, write = [], store.write
+
+  def disturbed(path: Path, items: Any) -> Any:
+    if not written:
+      signal.raise_signal(signal.SIGTERM)
+    written.append(path)
+    return write(path, items)
+
+  monkeypatch.setattr(store, "write", disturbed)
+  with pytest.raises(Preempted, match="SIGTERM after step"):
+    run(tmp_path)
+  assert load_weights(tmp_path / "checkpoints")[1]["step"] == checkpoints(tmp_path)[-1] == len(curve(tmp_path)) < 20
+  run(tmp_path)
+  assert curve(tmp_path) == curve(whole[0])
 
 
 def test_a_signal_while_measuring_is_a_save_and_an_exit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
