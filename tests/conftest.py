@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import os
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -11,6 +12,7 @@ import hypothesis
 import jax
 import pytest
 import tiny_models
+from quick_compile import compile_quickly
 from tokenizers import Tokenizer
 
 from jaxchop.hub.builtin import builtin_model
@@ -29,6 +31,20 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
   for item in items:
     if "torch" in item.keywords and not _TORCH:
       item.add_marker(pytest.mark.skip(reason="needs torch: pip install torch"))
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+  """Fixtures, too, are compiled as the test that first asks for them is marked."""
+  compile_quickly(not {"optimised", "real"} & item.keywords.keys())
+
+
+@pytest.fixture(autouse=True, scope="session")
+def compiled_once(tmp_path_factory: pytest.TempPathFactory) -> None:
+  """Shares compiled programs among the files and the processes that tests start."""
+  folder = str(tmp_path_factory.mktemp("compiled"))
+  jax.config.update("jax_compilation_cache_dir", folder)
+  jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+  os.environ |= {"JAX_COMPILATION_CACHE_DIR": folder, "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
 
 
 @pytest.fixture(autouse=True, scope="module")

@@ -14,6 +14,8 @@ import tiny_run
 from jaxchop.recover.checkpoint import load_weights
 from jaxchop.recover.curve import read_curve
 
+pytestmark = pytest.mark.optimised
+
 
 def curve(folder: Path) -> list[tuple[int, str, float]]:
   return [(line["step"], line["loss_hex"], line["grad_norm"]) for line in read_curve(folder / "metrics.jsonl")]

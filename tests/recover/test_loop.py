@@ -29,6 +29,9 @@ from jaxchop.recover.loop import recover
 from jaxchop.recover.objective import summed_loss
 from jaxchop.recover.outcome import Recovered
 
+# What is equal to the last bit must be so in the programs that everybody gets.
+pytestmark = pytest.mark.optimised
+
 
 def run(folder: Path, *, number: int = 0, at: int = -1, meta: Any = None, **changes: Any) -> Recovered:
   return recover(tiny_model(), Records(number, at), settings(**changes), folder, meta=meta or {"data": "count"})
