@@ -10,7 +10,7 @@ from typing import Any
 
 from jax._src import compiler
 
-_OPTIONS: dict[str, Any] = {"xla_backend_optimization_level": 0, "xla_cpu_use_fusion_emitters": False}
+_OPTIONS: dict[str, Any] = {"xla_backend_optimization_level": 0}
 _GIVEN = os.environ.get("XLA_FLAGS", "")
 _optimised = compiler.get_compile_options
 

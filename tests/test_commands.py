@@ -120,7 +120,10 @@ MERGES = {
 FITTING = ["--merging.windows", "4", "--merging.window", "32"]
 
 
-@pytest.mark.parametrize("method", MERGES)
+# Each is checked by a process of its own. At each push one that merges and one that fits; tests/prune proves them all.
+@pytest.mark.parametrize(
+  "method", [name if name in ("laco", "streamline") else pytest.param(name, marks=pytest.mark.slow) for name in MERGES]
+)
 def test_every_merge_is_pruned_exported_and_checked(here, model, method, capsys):
   ask = ["prune", model, "--merge", method, *MERGES[method], *FITTING, *FEW]
   made = answer(capsys, *ask, "-o", "small")

@@ -65,8 +65,8 @@ def test_the_summary_sets_the_three_models_side_by_side(summary):
   "prune",
   [
     PruneConfig(merge="mka", count=1),
-    PruneConfig(merge="streamline", criterion="cosine", count=1),
-    PruneConfig(criterion="perplexity", count=2, rounds=2),
+    pytest.param(PruneConfig(merge="streamline", criterion="cosine", count=1), marks=pytest.mark.slow),
+    pytest.param(PruneConfig(criterion="perplexity", count=2, rounds=2), marks=pytest.mark.slow),
   ],
   ids=["merges", "replaces", "scores in rounds"],
 )

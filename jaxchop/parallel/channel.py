@@ -179,6 +179,8 @@ class Channel:
         return
       self.lost = what
       self._news.notify_all()
+    # Said now: JAX may end this process before its main thread gets to say it.
+    log.error("%s", what)
     if self.index == 0:
       for line in self._lines.values():
         line.send({"lost": what})

@@ -34,6 +34,9 @@ MESHES = {
   "context2 x tp2": MeshConfig(fsdp=1, context=2, tensor=2),
   "context4": MeshConfig(fsdp=1, context=4),
 }
+# One of each kind of cut at each push, the others with the slow tests.
+EACH = {"dp4", "fsdp2 x tp2", "fsdp2 x context2"}
+SOME = [name if name in EACH else pytest.param(name, marks=pytest.mark.slow) for name in MESHES]
 
 
 def run(folder: Path, mesh: MeshConfig, *, number: int = 0, at: int = -1, **changes: Any) -> Recovered:
@@ -64,14 +67,14 @@ def on(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], tuple[Path, 
   return done
 
 
-@pytest.mark.parametrize("name", MESHES)
+@pytest.mark.parametrize("name", SOME)
 def test_every_mesh_has_the_losses_and_weights_of_one_device(one, on, name):
   folder, done = on(name)
   np.testing.assert_allclose(losses(folder), losses(one[0]), rtol=0, atol=1e-5)
   jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=1e-4), done.model, one[1].model)
 
 
-@pytest.mark.parametrize("name", MESHES)
+@pytest.mark.parametrize("name", SOME)
 def test_weights_lie_where_the_mesh_says(on, name):
   mesh, leaves = MESHES[name], flatten(on(name)[1].model)
   kernel = leaves["layers.0.mlp.gate.kernel"]
@@ -85,7 +88,12 @@ def test_weights_lie_where_the_mesh_says(on, name):
 
 @pytest.mark.parametrize(
   "changes",
-  [{"layout": "unrolled"}, {"accumulate": 2}, {"remat": "full"}, {"remat": "offload"}],
+  [
+    {"layout": "unrolled"},
+    {"accumulate": 2},
+    pytest.param({"remat": "full"}, marks=pytest.mark.slow),
+    pytest.param({"remat": "offload"}, marks=pytest.mark.slow),
+  ],
   ids=["unrolled", "accumulated", "recomputed", "offloaded"],
 )
 def test_other_ways_to_compute_the_step_agree_on_a_mesh_too(one, tmp_path, changes):
@@ -103,7 +111,9 @@ def test_bfloat16_on_a_mesh_stays_near_float32_and_goes_on_from_its_checkpoint(o
   np.testing.assert_allclose(losses(tmp_path), losses(one[0]), rtol=2e-2)
 
 
-@pytest.mark.parametrize("kind", ["lion", "adafactor", "muon"])
+@pytest.mark.parametrize(
+  "kind", [pytest.param("lion", marks=pytest.mark.slow), pytest.param("adafactor", marks=pytest.mark.slow), "muon"]
+)
 def test_every_optimizer_is_the_same_on_a_mesh_and_goes_on_from_its_checkpoint(tmp_path, kind):
   changes = {"steps": 6, "optimizer": OptimizerConfig(kind=kind, learning_rate=1e-3, warmup_steps=2)}
   run(tmp_path / "one", ONE, **changes)
@@ -115,7 +125,10 @@ def test_every_optimizer_is_the_same_on_a_mesh_and_goes_on_from_its_checkpoint(t
 
 
 @pytest.mark.parametrize("stops", [(9,), pytest.param(tuple(range(19)), marks=pytest.mark.slow)], ids=["half", "every"])
-@pytest.mark.parametrize("name", ["dp4", "fsdp4", "fsdp2 x tp2", "fsdp2 x context2"])
+@pytest.mark.parametrize(
+  "name",
+  ["fsdp2 x tp2", *(pytest.param(name, marks=pytest.mark.slow) for name in ("dp4", "fsdp4", "fsdp2 x context2"))],
+)
 def test_restarts_are_bitwise_the_same_run(on, tmp_path, name, stops):
   """20 steps, 10 + 10, and a restart after every one, compared as hex."""
   for step in stops:
