@@ -66,12 +66,3 @@ def test_on_small_random_models_with_padding(shape, skip):
   ids_NT = np.random.default_rng(1).integers(64, size=(5, 12), dtype=np.int32)
   real_NT = np.arange(12) < np.array([12, 9, 12, 7, 11])[:, None]
   compare(theirs, ours, ids_NT, real_NT, skip=skip, longest=4, rounds=3)
-
-
-@pytest.mark.real
-def test_on_smollm2(real):
-  theirs, ours, prompts = real
-  # Two windows and single layers: every candidate is a pass over all weights; runs and rounds are proven above.
-  length = min(map(len, prompts[:2]))
-  ids_NT = np.array([ids[:length] for ids in prompts[:2]], np.int32)
-  compare(theirs, ours, ids_NT, np.ones(ids_NT.shape, bool), skip=0, longest=1, rounds=1)

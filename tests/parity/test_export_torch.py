@@ -34,11 +34,3 @@ def test_a_small_export_continues_alike(tiny_folder, tmp_path, wish):
   assert main(["prune", str(tiny_folder(dtype="bfloat16")), *wish, "-o", str(tmp_path / "out"), "--quiet"]) == 0
   expected, found = both(tmp_path / "out", 12)
   assert found == expected
-
-
-@pytest.mark.real
-def test_the_pruned_smollm2_continues_alike(tmp_path):
-  assert main(["prune", "builtin", "--drop", "20:24", "-o", str(tmp_path / "out"), "--quiet"]) == 0
-  expected, found = both(tmp_path / "out", 24)
-  assert found == expected
-  assert all(len(set(row)) > 5 for row in found)

@@ -10,7 +10,6 @@ from hypothesis import strategies as st
 torch = pytest.importorskip("torch")
 from torch_llama import KINDS, TRAINED, architectures, pair, tokens  # noqa: E402
 
-from jaxchop.compiler import compiler_options  # noqa: E402
 from jaxchop.model.llama import hidden  # noqa: E402
 from jaxchop.model.loss import next_token_loss  # noqa: E402
 
@@ -84,16 +83,3 @@ def test_bfloat16_is_as_close_to_float32_as_torch_in_bfloat16(kind, data):
   own_error = np.asarray(jax.jit(lambda m: m(ids_BT))(half), np.float32) - exact
   assert np.sqrt((own_error**2).mean()) < 1.2 * np.sqrt((error**2).mean())
   assert abs(own_error).max() < 2 * abs(error).max()
-
-
-@pytest.mark.real
-@pytest.mark.parametrize("prompt", range(3))
-def test_the_real_model_has_the_logits_and_loss_of_transformers(real, prompt):
-  theirs, model, prompts = real
-  ids_BT = np.array([prompts[prompt]])
-  with torch.no_grad():
-    found = theirs(torch.tensor(ids_BT), labels=torch.tensor(ids_BT))
-  forward = jax.jit(lambda m: m(ids_BT), compiler_options=compiler_options())
-  np.testing.assert_allclose(forward(model), found.logits.numpy(), rtol=0, atol=1e-4)
-  weight_BT = np.ones((len(ids_BT), ids_BT.shape[1] - 1), np.float32)
-  assert abs(float(jax.jit(summed_loss)(model, ids_BT, weight_BT)) / weight_BT.sum() - float(found.loss)) < 1e-5

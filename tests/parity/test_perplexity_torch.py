@@ -2,10 +2,9 @@
 
 import math
 
-import numpy as np
 import pytest
 
-from jaxchop.data.sources import Document, documents
+from jaxchop.data.sources import Document
 from jaxchop.evaluate.perplexity import Protocol, perplexity
 from jaxchop.hub.load import load_model, open_checkpoint
 from jaxchop.hub.tokenizer import load_tokenizer
@@ -73,24 +72,3 @@ def test_perplexities_of_a_small_model_are_those_of_torch(tiny_folder):
   for protocol, value in wanted.items():
     found = perplexity(ours, tokenizer, DOCUMENTS, protocol, batch_size=3)
     assert found.perplexity == pytest.approx(value, rel=1e-5), str(protocol)
-
-
-@pytest.mark.real
-def test_perplexities_of_smollm2_are_those_of_torch(smollm2):
-  checkpoint = open_checkpoint(str(smollm2))
-  ours, tokenizer = load_model(checkpoint), load_tokenizer(checkpoint)
-  theirs = transformers.LlamaForCausalLM(transformers.LlamaConfig(**checkpoint.config)).eval()
-  weights = {name: np.asarray(tensor.read(), np.float32) for name, tensor in checkpoint.tensors.items()}
-  # The head is the embedding and has no tensor of its own.
-  theirs.load_state_dict({name: torch.from_numpy(weight) for name, weight in weights.items()}, strict=False)
-  theirs.tie_weights()
-  topic = [document for document in documents("builtin") if document.name == "builtin:import"]
-  ids = join(tokenizer, topic)
-  assert len(ids) > 1_500
-  wanted = {
-    Protocol(window=256, stride=256): gptq(theirs, ids, 256),
-    Protocol(window=256, stride=128, max_windows=3): strided(theirs, ids[:512], 256, 128),
-  }
-  for protocol, value in wanted.items():
-    found = perplexity(ours, tokenizer, topic, protocol, batch_size=2)
-    assert found.perplexity == pytest.approx(value, rel=1e-4), str(protocol)

@@ -1,11 +1,14 @@
 """transformers' torch Llama beside ours on the same random weights; the mapping here knows nothing of jaxchop/hub."""
 
 import dataclasses
+import functools
 import typing
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
+import gguf
 import jax.numpy as jnp
 import numpy as np
 import torch
@@ -18,6 +21,8 @@ from jaxchop.model.llama import Llama
 from jaxchop.model.tree import abstract, unflatten
 
 KINDS: tuple[RopeKind, ...] = typing.get_args(RopeKind)
+# The suite runs two processes; threads of both that wait for work would take the cores from each other.
+torch.set_num_threads(1)
 # Length that the drawn scaled models were trained at; the tests go past it.
 TRAINED = 12
 
@@ -132,9 +137,12 @@ def gradients(theirs: transformers.LlamaForCausalLM, drawn: Drawn) -> Llama:
 
 def from_gguf(path: Path) -> transformers.LlamaForCausalLM:
   """Returns a GGUF file's model as transformers reads it; `from_pretrained` would ask for one package more."""
-  config = transformers.LlamaConfig(**load_gguf_checkpoint(path)["config"])
-  theirs = transformers.LlamaForCausalLM(config)
-  weights = load_gguf_checkpoint(path, return_tensors=True, model_to_load=theirs)["tensors"]
+  # transformers parses the file at each call, and builds the table of all names for each of 400 modules.
+  once = {name: functools.cache(getattr(gguf, name)) for name in ("GGUFReader", "get_tensor_name_map")}
+  with mock.patch.multiple(gguf, **once):
+    config = transformers.LlamaConfig(**load_gguf_checkpoint(path)["config"])
+    theirs = transformers.LlamaForCausalLM(config)
+    weights = load_gguf_checkpoint(path, return_tensors=True, model_to_load=theirs)["tensors"]
   missing, unknown = theirs.load_state_dict(weights, strict=False)
   assert not unknown and set(missing) <= {"lm_head.weight"}, (missing, unknown)
   return theirs.eval()
