@@ -3,6 +3,7 @@
 Names are the module's own paths, as `layers.3.attention.q.kernel`; a tied head has no name of its own.
 """
 
+import functools
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
@@ -37,7 +38,16 @@ def unflatten(like: Tree, flat: Mapping[str, Any]) -> Tree:
 
 def abstract(config: LlamaConfig, layers: int) -> Llama:
   """Returns a model of `layers` layers whose leaves are shapes in float32: no memory is taken."""
-  model = nnx.eval_shape(lambda: Llama(config, 1, rngs=nnx.Rngs(0)))
-  # Layers are all of one shape: tracing the initialisation of eighty takes a minute.
-  model.layers = nnx.List([jax.tree.map(lambda leaf: leaf, model.layers[0]) for _ in range(layers)])
+  model = _copy(_one_layer(config))
+  model.layers = nnx.List([_copy(model.layers[0]) for _ in range(layers)])
   return model
+
+
+@functools.cache
+def _one_layer(config: LlamaConfig) -> Llama:
+  # Layers are all of one shape: tracing the initialisation of eighty takes a minute, and a check asks dozens of times.
+  return nnx.eval_shape(lambda: Llama(config, 1, rngs=nnx.Rngs(0)))
+
+
+def _copy(tree: Tree) -> Tree:
+  return jax.tree.map(lambda leaf: leaf, tree)

@@ -32,3 +32,9 @@ def test_missing_and_unknown_names_are_told():
   flat["stray"] = flat.pop("norm.scale")
   with pytest.raises(ValueError, match=r"missing \['norm.scale'\], unknown \['stray'\]"):
     unflatten(tiny_llama(), flat)
+
+
+def test_no_layer_of_an_abstract_model_is_another_one_again():
+  config = tiny_llama().config
+  kernels = [layer.mlp.up.kernel for _ in range(2) for layer in abstract(config, 2).layers]
+  assert len({id(kernel) for kernel in kernels}) == 4
