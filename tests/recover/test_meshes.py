@@ -23,6 +23,8 @@ from jaxchop.recover.curve import read_curve
 from jaxchop.recover.loop import recover
 from jaxchop.recover.outcome import Recovered
 
+# Whole runs that a restart must equal to the last bit, in programs compiled as everywhere else.
+optimised = pytest.mark.optimised
 ROWS = 4
 ONE = MeshConfig(fsdp=1)
 MESHES = {
@@ -67,6 +69,7 @@ def on(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], tuple[Path, 
   return done
 
 
+@optimised
 @pytest.mark.parametrize("name", SOME)
 def test_every_mesh_has_the_losses_and_weights_of_one_device(one, on, name):
   folder, done = on(name)
@@ -74,6 +77,7 @@ def test_every_mesh_has_the_losses_and_weights_of_one_device(one, on, name):
   jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=1e-4), done.model, one[1].model)
 
 
+@optimised
 @pytest.mark.parametrize("name", SOME)
 def test_weights_lie_where_the_mesh_says(on, name):
   mesh, leaves = MESHES[name], flatten(on(name)[1].model)
@@ -124,6 +128,7 @@ def test_every_optimizer_is_the_same_on_a_mesh_and_goes_on_from_its_checkpoint(t
   np.testing.assert_allclose(losses(tmp_path / "mesh"), losses(tmp_path / "one"), rtol=0, atol=1e-4)
 
 
+@optimised
 @pytest.mark.parametrize("stops", [(9,), pytest.param(tuple(range(19)), marks=pytest.mark.slow)], ids=["half", "every"])
 @pytest.mark.parametrize(
   "name",
