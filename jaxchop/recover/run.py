@@ -31,7 +31,7 @@ from jaxchop.recover.watch import Watch
 log = logging.getLogger("jaxchop")
 # Settings that change how a step is computed or kept, not which step it is: a run may go on with others.
 FREE = {"accumulate", "layout", "remat", "mesh", "checkpoint_every", "keep_checkpoints", "keep_every", "keep_best"}
-FREE |= {"evaluate_every", "evaluate_windows"}
+FREE |= {"evaluate_every", "evaluate_windows", "deterministic"}
 FREE |= {"skip_nonfinite", "spike", "track", "profile_steps"}
 # What a checkpoint says of itself, not of its run.
 _OF_A_STEP = {"step", "tokens", "watch", "held_out_loss"}
