@@ -54,6 +54,7 @@ _API = {
   # Not `recover`: once imported, the room of that name stands in its place.
   "recover_model": "jaxchop.recover.loop:recover",
   "make_step": "jaxchop.recover.step",
+  "joined": "jaxchop.parallel.hosts",
   "perplexity": "jaxchop.evaluate.perplexity",
   "Protocol": "jaxchop.evaluate.protocol",
   "run": "jaxchop.pipeline",
