@@ -76,6 +76,8 @@ def test_every_gradient_is_that_of_transformers(real):
   assert_equal_gradients(model, theirs, drawn, np.array([prompts[0]]), {"layout": "scan"}, 1e-3)
 
 
+# Two minutes and ten gigabytes; on small random models every criterion is compared at each push.
+@pytest.mark.slow
 def test_every_criterion_is_that_of_the_reference_over_torch(real):
   theirs, ours, prompts = real
   # Two windows and single layers: every candidate is a pass over all weights; test_criteria_torch.py proves the rest.
