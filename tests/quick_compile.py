@@ -8,13 +8,9 @@ run one operation too, and for the programs of processes that a test starts.
 import os
 from typing import Any
 
-import jax
 from jax._src import compiler
 
 _OPTIONS: dict[str, Any] = {"xla_backend_optimization_level": 0}
-if jax.__version_info__ < (0, 11):
-  # Halves the rest; later compilers have no such choice.
-  _OPTIONS["xla_cpu_use_fusion_emitters"] = False
 _GIVEN = os.environ.get("XLA_FLAGS", "")
 _optimised = compiler.get_compile_options
 

@@ -21,7 +21,9 @@ def curve(folder: Path) -> list[tuple[int, str, float]]:
   return [(line["step"], line["loss_hex"], line["grad_norm"]) for line in read_curve(folder / "metrics.jsonl")]
 
 
-@pytest.mark.parametrize("kills", [3, pytest.param(60, marks=pytest.mark.slow)])
+# tests/recover/test_sight.py and tests/multiprocess kill a process at each push.
+@pytest.mark.slow
+@pytest.mark.parametrize("kills", [3, 60])
 def test_a_run_that_is_killed_again_and_again_is_the_run_without_a_kill(tmp_path: Path, kills: int) -> None:
   environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(Path(tiny_run.__file__).parent), *sys.path])}
   environment |= {"JAX_COMPILATION_CACHE_DIR": str(tmp_path / "compiled"), "JAX_NUM_CPU_DEVICES": "1"}

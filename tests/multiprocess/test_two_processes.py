@@ -97,6 +97,7 @@ def test_a_process_that_stalls_is_named_and_nothing_is_lost(alone, tmp_path, sta
   assert_same_losses(tmp_path, alone)
 
 
+@pytest.mark.slow
 def test_an_error_of_one_stops_both_at_the_same_step_and_nothing_is_lost(tmp_path, start):
   """The second process gets no batch of step 5; then one process of four devices goes on, from where both were."""
   first, second = ended(start(2, tmp_path, "NONE", "4", mesh=MESH))

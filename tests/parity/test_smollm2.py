@@ -93,6 +93,7 @@ def test_it_continues_as_in_transformers(real):
   assert all(len(set(row)) > 5 for row in expected)
 
 
+@pytest.mark.slow
 def test_perplexities_are_those_of_torch(real, tokenizer):
   theirs, ours, _ = real
   topic = [document for document in documents("builtin") if document.name == "builtin:import"]
@@ -107,6 +108,7 @@ def test_perplexities_are_those_of_torch(real, tokenizer):
     assert found.perplexity == pytest.approx(value, rel=1e-4), str(protocol)
 
 
+@pytest.mark.slow
 def test_the_pruned_model_continues_alike(tmp_path):
   assert main(["prune", "builtin", "--drop", "20:24", "-o", str(tmp_path / "out"), "--quiet"]) == 0
   expected, found = both(tmp_path / "out", 24)

@@ -105,6 +105,7 @@ def test_other_ways_to_compute_the_step_agree_on_a_mesh_too(one, tmp_path, chang
   np.testing.assert_allclose(losses(tmp_path), losses(one[0]), rtol=0, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_bfloat16_on_a_mesh_stays_near_float32_and_goes_on_from_its_checkpoint(one, tmp_path):
   """Products of three digits give losses of about three digits; the master weights keep what was learned."""
   name, changes = "fsdp2 x context2", {"compute_dtype": "bfloat16"}
