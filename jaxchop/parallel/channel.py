@@ -65,7 +65,6 @@ class Channel:
     """`lines` leads from process 0 to every other one, and from every other one to process 0."""
     self.index, self.names, self.lost = index, list(names), ""
     self._lines = lines or {}
-    self._gone: set[int] = set()
     self._said: dict[str, dict[int, Any]] = {}
     self._answers: dict[str, list[Any]] = {}
     now = time.monotonic()
@@ -85,7 +84,8 @@ class Channel:
   def gather(self, key: str, value: Any) -> list[Any]:
     """Returns what all processes give under the same key, in their order; JSON values; callable from any thread.
 
-    Keys are used once. Names who keeps the others waiting; raises JaxchopError when one of them is gone.
+    A key may be used again once all have had their answer. Names who keeps the others waiting; raises JaxchopError when
+    one of them is gone.
     """
     if not self._lines:
       return [value]
@@ -141,7 +141,6 @@ class Channel:
   def _listen(self, other: int, line: Line) -> None:
     while (message := line.receive()) is not None:
       if "bye" in message:
-        self._gone.add(other)
         return
       if "doing" in message:
         self._doing[other] = (message["step"], message["doing"], time.monotonic())

@@ -46,11 +46,6 @@ def placement(name: str, shape: tuple[int, ...], mesh: Mesh | AbstractMesh, rule
   return NamedSharding(mesh, PartitionSpec(*map(cut, axes(name), shape)))
 
 
-def everywhere(mesh: Mesh) -> NamedSharding:
-  """Returns the place of scalars: whole on every device."""
-  return NamedSharding(mesh, PartitionSpec())
-
-
 def rows(mesh: Mesh) -> NamedSharding:
   """Returns the place of a batch [B, S]: its rows are cut; its tokens are only when the model reads them."""
   return NamedSharding(mesh, PartitionSpec(_wide(ROWS, mesh) or None, None))
