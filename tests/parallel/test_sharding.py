@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 from flax import nnx
-from jax.sharding import AbstractMesh, AxisType
+from jax.sharding import AbstractMesh, AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from jaxchop.config import MeshConfig, RecoverConfig
@@ -20,7 +20,6 @@ from jaxchop.parallel.sharding import (
   audit,
   bytes_per_device,
   concrete,
-  everywhere,
   in_stripes,
   placement,
   planned,
@@ -107,14 +106,14 @@ def test_one_device_needs_no_mesh():
 def test_a_large_array_that_lies_everywhere_is_named(model, mesh):
   state = {"model": flatten(spread(model, mesh)), "moments": jnp.zeros(1)}
   audit(state, mesh)
-  state["moments"] = jax.device_put(jnp.zeros((512, 513)), everywhere(mesh))
+  state["moments"] = jax.device_put(jnp.zeros((512, 513)), NamedSharding(mesh, P()))
   with pytest.raises(JaxchopError, match=r"moments: 1,050,624 bytes lie whole on each of 4 devices"):
     audit(state, mesh)
 
 
 def test_copies_of_the_model_are_no_accident():
   mesh = make_mesh(MeshConfig(data=4, fsdp=1), CONFIG, rows=4, length=12)
-  audit({"moments": jax.device_put(jnp.zeros((512, 513)), everywhere(mesh))}, mesh)
+  audit({"moments": jax.device_put(jnp.zeros((512, 513)), NamedSharding(mesh, P()))}, mesh)
 
 
 LLAMA_3_70B = LlamaConfig(
