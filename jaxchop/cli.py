@@ -33,10 +33,13 @@ from jaxchop.config import (
   ScoreConfig,
 )
 from jaxchop.errors import JaxchopError, Preempted
+from jaxchop.heap import keep_freed_memory
 
 _TEXT = "files (.txt .md .jsonl .parquet, .gz or .zst; globs; also gs://), tfds://name/config, hf://name, or `builtin`"
 _MODEL = "a folder, a .gguf file, a hub id (org/name[@revision]), `builtin`, or a run folder"
 
+# Commands that take steps, for which a process sets up its memory; one that calls `main` has its own ways.
+_STEPPING = "recover", "run"
 
 # What the argument parser says of a name that it does not know.
 _UNKNOWN = re.compile(
@@ -226,6 +229,8 @@ def main(argv: Sequence[str] | None = None) -> int:
   logging.getLogger("transformers").setLevel(logging.ERROR)
   # transformers would remark that torch is absent: jaxchop takes only tokenizers from it.
   os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
+  if argv is None and name in _STEPPING:
+    keep_freed_memory()
   # JAX and all that follows load here, so that --help and wrong usage answer at once.
   commands = importlib.import_module("jaxchop.commands")
   try:

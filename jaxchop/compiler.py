@@ -1,8 +1,8 @@
-"""`jax.jit` where logits and losses are read off: on a CPU, with the more exact of XLA's two product libraries.
+"""`jax.jit` as our programs use it: on a CPU, with the more exact of XLA's two libraries for matrix products.
 
 The default one there rounds about twice as coarsely: SmolLM2's logits, up to 20, come out 1.6e-4 from float64's with it
-and 0.5e-4 with the other, where torch's own float32 is 0.5e-4 away. A whole forward pass took as long with either.
-A training step, and the many heads of the sweep over removals, are faster with the default and keep it.
+and 0.5e-4 with the other, where torch's own float32 is 0.5e-4 away. The exact one is no slower as long as no operand is
+much wider than it is high, which is why logits lie with the vocabulary first (model/loss.py).
 
 Several CPU devices in one process need an option of their own, or their collectives may wait for each other for ever.
 A GPU sums up in whatever order its threads come, unless it is told not to.
@@ -25,26 +25,26 @@ _DETERMINED = {"xla_gpu_exclude_nondeterministic_ops": True}
 
 
 @functools.cache
-def compiler_options(*, exact: bool = True, deterministic: bool = False) -> dict[str, str | bool]:
+def compiler_options(*, deterministic: bool = False) -> dict[str, str | bool]:
   """Returns what `jax.jit(function, compiler_options=…)` takes on this process's devices.
 
-  That is, `exact` float32 products, and collectives in one order where the devices are several of a CPU; on a GPU, if
+  That is, on a CPU exact float32 products, and collectives in one order where it has several devices; on a GPU, if
   asked for, results that are the same each time. Empty where there is nothing to say, or to a compiler that has no such
   choice.
   """
   wanted: dict[str, str | bool] = {}
   if jax.default_backend() == "cpu":
-    wanted = {**(_EXACT if exact else {}), **(_ORDERED if jax.local_device_count() > 1 else {})}
+    wanted = {**_EXACT, **(_ORDERED if jax.local_device_count() > 1 else {})}
   elif jax.default_backend() == "gpu" and deterministic:
     wanted = {**_DETERMINED}
   return {name: value for name, value in wanted.items() if _known({name: value})}
 
 
-def product_library(*, exact: bool = True) -> str:
+def product_library() -> str:
   """Returns whose matrix products programs with these options use on this process's devices, in a few words."""
   if jax.default_backend() != "cpu":
     return f"XLA for {jax.default_backend().upper()}"
-  return "XLA's more exact library" if exact and _known(_EXACT) else "XLA's default library"
+  return "XLA's more exact library" if _known(_EXACT) else "XLA's default library"
 
 
 def _known(option: Mapping[str, str | bool]) -> bool:
@@ -58,14 +58,14 @@ def _known(option: Mapping[str, str | bool]) -> bool:
 class Program(Generic[R]):
   """A jitted function; the devices are asked for their options at its first call, not where it is defined."""
 
-  def __init__(self, function: Callable[..., R], *, exact: bool = True, **options: Any):
-    """`exact` asks for the more exact products, `options` are those of `jax.jit`."""
-    self._function, self._exact, self._options = function, exact, options
+  def __init__(self, function: Callable[..., R], **options: Any):
+    """`options` are those of `jax.jit`."""
+    self._function, self._options = function, options
     functools.update_wrapper(self, function)
 
   @functools.cached_property
   def _jitted(self) -> Any:
-    return jax.jit(self._function, compiler_options=compiler_options(exact=self._exact), **self._options)
+    return jax.jit(self._function, compiler_options=compiler_options(), **self._options)
 
   def __call__(self, *args: Any, **kwargs: Any) -> R:
     return self._jitted(*args, **kwargs)

@@ -11,11 +11,12 @@ from functools import partial
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import PartitionSpec
 
-from jaxchop.model.placement import gathered, lookup, merged, parted, parts_of, product, spec_of
+from jaxchop.model.placement import gathered, lookup, merged, parted, parts_of, spec_of
 
 # Tokens whose logits a device holds at once: large enough for full matrix speed, small against the weights themselves.
-CHUNK = 512
+CHUNK = 1024
 # The same where no gradient is asked for, and of how many columns: their product takes the time of a larger one's
 # matrix product alone, as its logits are still in the cache when they are summed up.
 _TOKENS, _COLUMNS = 2048, 4096
@@ -23,13 +24,14 @@ _TOKENS, _COLUMNS = 2048, 4096
 
 def token_nll(x_BTD: jax.Array, head_DV: jax.Array, target_BT: jax.Array) -> jax.Array:
   """Returns nll_BT, the negative log-likelihood of each target in float32; `x_BTD` left the final norm."""
-  w_ZSKD = _columns(gathered(head_DV, x_BTD))
+  whole_VD = gathered(head_DV, x_BTD).T
+  w_ZSKD = _columns(whole_VD)
 
   def body(_: None, part: tuple[jax.Array, jax.Array]) -> tuple[None, jax.Array]:
     x_CD, target_C = part
     # A device sums up its own share of the vocabulary; only these sums travel.
-    sums_ZCS = jax.lax.map(lambda w_SKD: jax.nn.logsumexp(_shared_logits(x_CD, w_SKD), axis=2), w_ZSKD)
-    return None, jax.nn.logsumexp(sums_ZCS, axis=(0, 2)) - _target_logit(x_CD, head_DV, target_C)
+    sums_ZSC = jax.lax.map(lambda w_SKD: jax.nn.logsumexp(_shared_logits(w_SKD, x_CD), axis=1), w_ZSKD)
+    return None, jax.nn.logsumexp(sums_ZSC, axis=(0, 1)) - _target_logit(whole_VD, x_CD, target_C)
 
   x_MD, target_M = merged(x_BTD, 1), merged(target_BT, 0)
   nll_M = _joined(jax.lax.scan(body, None, (_split(x_MD, _TOKENS), _split(target_M, _TOKENS)))[1], target_M)
@@ -65,31 +67,30 @@ def _summed(
 
 
 def _summed_forward(x_BTD, head_DV, target_BT, weight_BT, chunk, z_loss):
-  whole_DV = gathered(head_DV, x_BTD)
+  whole_VD, rows_MD = gathered(head_DV, x_BTD).T, merged(x_BTD, 1)
 
   def body(carry, part):
-    loss, grad_DV = carry
+    loss, grad_VD = carry
     x_CD, target_C, weight_C = part
-    logits_CV = _logits(x_CD, whole_DV)
+    logits_VC = _logits(whole_VD, x_CD)
     # One exponential serves the loss and the softmax: this pass over the vocabulary is bound by memory.
-    top_C = logits_CV.max(axis=1)
-    share_CV = jnp.exp(logits_CV - top_C[:, None])
-    total_C = share_CV.sum(axis=1)
+    top_C = logits_VC.max(axis=0)
+    share_VC = jnp.exp(logits_VC - top_C)
+    total_C = share_VC.sum(axis=0)
     log_z_C = jnp.log(total_C) + top_C
-    nll_C = log_z_C - _target_logit(x_CD, whole_DV, target_C)
+    nll_C = log_z_C - _target_logit(whole_VD, x_CD, target_C)
     pull_C = weight_C * (1 + 2 * z_loss * log_z_C) if z_loss else weight_C
-    hit_CV = jax.lax.broadcasted_iota(target_C.dtype, logits_CV.shape, 1) == target_C[:, None]
-    slope_CV = share_CV * (pull_C / total_C)[:, None] - jnp.where(hit_CV, weight_C[:, None], 0.0)
-    slope_CV = slope_CV.astype(x_CD.dtype)
-    grad_DV += jnp.einsum(
-      "CD,CV->DV", x_CD, slope_CV, preferred_element_type=jnp.float32, out_sharding=spec_of(head_DV)
-    )
-    return (loss + jnp.sum(nll_C * weight_C), grad_DV), product(slope_CV, whole_DV.T)
+    hit_VC = jax.lax.broadcasted_iota(target_C.dtype, logits_VC.shape, 0) == target_C
+    slope_VC = share_VC * (pull_C / total_C) - jnp.where(hit_VC, weight_C, 0.0)
+    slope_VC = slope_VC.astype(x_CD.dtype)
+    grad_VD += _einsum("VC,CD->VD", slope_VC, x_CD, grad_VD)
+    return (loss + jnp.sum(nll_C * weight_C), grad_VD), _einsum("VC,VD->CD", slope_VC, whole_VD, x_CD)
 
-  x_MD, start = merged(x_BTD, 1), (jnp.zeros(()), jnp.zeros_like(head_DV, jnp.float32))
-  tokens = x_MD, merged(target_BT, 0), merged(weight_BT, 0)
-  (loss, grad_DV), grad = jax.lax.scan(body, start, tuple(_split(a_M, chunk) for a_M in tokens))
-  return loss, (parted(_joined(grad, x_MD), x_BTD, 1), grad_DV.astype(head_DV.dtype))
+  start = jnp.zeros(()), jnp.zeros_like(head_DV.T, jnp.float32)
+  tokens = rows_MD, merged(target_BT, 0), merged(weight_BT, 0)
+  (loss, grad_VD), grad = jax.lax.scan(body, start, tuple(_split(a_M, chunk) for a_M in tokens))
+  grad_BTD = parted(_joined(grad, rows_MD), x_BTD, 1)
+  return loss, (grad_BTD.astype(x_BTD.dtype), grad_VD.T.astype(head_DV.dtype))
 
 
 def _summed_backward(chunk, z_loss, grads, slope):
@@ -100,28 +101,34 @@ def _summed_backward(chunk, z_loss, grads, slope):
 _summed.defvjp(_summed_forward, _summed_backward)
 
 
-def _logits(x_CD: jax.Array, head_DV: jax.Array) -> jax.Array:
-  return product(x_CD, head_DV, dtype=jnp.float32)
+def _logits(w_VD: jax.Array, x_CD: jax.Array) -> jax.Array:
+  """Returns logits_VC in float32: with the vocabulary first, XLA on a CPU is faster at all products with them."""
+  spec, rows = spec_of(w_VD), spec_of(x_CD)
+  out = None if spec is None or rows is None else PartitionSpec(spec[0], rows[0])
+  return jnp.einsum("VD,CD->VC", w_VD, x_CD, preferred_element_type=jnp.float32, out_sharding=out)
 
 
-def _columns(head_DV: jax.Array) -> jax.Array:
+def _einsum(letters: str, a: jax.Array, b: jax.Array, like: jax.Array) -> jax.Array:
+  """Returns the product, summed in float32 and spread over devices as `like` is."""
+  return jnp.einsum(letters, a, b, preferred_element_type=jnp.float32, out_sharding=spec_of(like))
+
+
+def _columns(head_VD: jax.Array) -> jax.Array:
   """Returns w_ZSKD, the head in chunks of columns; each has as many from every device that holds a part of them."""
-  shares = parts_of(head_DV, 1)
-  local = head_DV.shape[1] // shares
+  shares = parts_of(head_VD, 0)
+  local = len(head_VD) // shares
   chunks = next((n for n in range(-(-local // _COLUMNS), local // (_COLUMNS // 8) + 1) if local % n == 0), 1)
-  w_SZKD = head_DV.T.reshape(shares, chunks, -1, len(head_DV))
-  return jnp.moveaxis(w_SZKD, 1, 0)
+  return jnp.moveaxis(head_VD.reshape(shares, chunks, -1, head_VD.shape[1]), 1, 0)
 
 
-def _shared_logits(x_CD: jax.Array, w_SKD: jax.Array) -> jax.Array:
-  """Returns logits_CSK; the product has two axes, for which XLA on a CPU is a fifth faster than for three."""
-  w_VD = w_SKD.reshape(-1, w_SKD.shape[-1])
-  return _logits(x_CD, w_VD.T).reshape(len(x_CD), *w_SKD.shape[:2])
+def _shared_logits(w_SKD: jax.Array, x_CD: jax.Array) -> jax.Array:
+  """Returns logits_SKC; the product has two axes, for which XLA on a CPU is a fifth faster than for three."""
+  return _logits(w_SKD.reshape(-1, w_SKD.shape[-1]), x_CD).reshape(*w_SKD.shape[:2], -1)
 
 
-def _target_logit(x_CD: jax.Array, head_DV: jax.Array, target_C: jax.Array) -> jax.Array:
+def _target_logit(head_VD: jax.Array, x_CD: jax.Array, target_C: jax.Array) -> jax.Array:
   """Returns one logit a token, from the head's own column: in the logits it may lie on any device."""
-  return jnp.sum(x_CD.astype(jnp.float32) * lookup(head_DV.T, target_C).astype(jnp.float32), axis=-1)
+  return jnp.sum(x_CD.astype(jnp.float32) * lookup(head_VD, target_C).astype(jnp.float32), axis=-1)
 
 
 def _split(a_M: jax.Array, most: int) -> jax.Array:

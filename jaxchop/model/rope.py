@@ -1,6 +1,6 @@
 """Rotary position embeddings in the half-rotation layout of Hugging Face checkpoints: nothing is permuted.
 
-Shapes: B batch, T positions, N heads, H head width, R = H / 2 frequencies.
+Shapes: B batch, T positions, N heads, H head width, R = H / 2 frequencies, P = 2 halves of a head.
 """
 
 import math
@@ -24,10 +24,11 @@ def rotation(config: LlamaConfig, positions_BT: jax.Array) -> tuple[jax.Array, j
 
 def rotate(x_BTNH: jax.Array, cos_BTR: jax.Array, sin_BTR: jax.Array) -> jax.Array:
   """Rotates the pairs (i, i + H/2) of each head; the result has the dtype of `x_BTNH`."""
-  cos = cos_BTR[:, :, None, :].astype(x_BTNH.dtype)
-  sin = sin_BTR[:, :, None, :].astype(x_BTNH.dtype)
-  low, high = jnp.split(x_BTNH, 2, axis=-1)
-  return jnp.concatenate([low * cos - high * sin, high * cos + low * sin], axis=-1)
+  # Halves are swapped, not cut and joined: XLA on a CPU asks for every element of a joined array where it comes from.
+  cos_BT11R = cos_BTR[:, :, None, None].astype(x_BTNH.dtype)
+  sin_BT1PR = jnp.stack([-sin_BTR, sin_BTR], axis=-2)[:, :, None].astype(x_BTNH.dtype)
+  x_BTNPR = x_BTNH.reshape(*x_BTNH.shape[:-1], 2, -1)
+  return (x_BTNPR * cos_BT11R + jnp.flip(x_BTNPR, axis=-2) * sin_BT1PR).reshape(x_BTNH.shape)
 
 
 def _frequencies(config: LlamaConfig, positions_BT: jax.Array) -> tuple[jax.Array, float]:

@@ -145,8 +145,7 @@ def _leaving(
   return run_alive(stack, x_MTD, rotation(rest.config, positions_1T), alive_L, end)
 
 
-# A program of its own: of the two product libraries of a CPU one is faster for layers, the other one for a head.
-@partial(Program, exact=False)
+@Program
 def _losses(rest: Llama, x_MTD: jax.Array, ids_BT: jax.Array, real_BT: jax.Array) -> jax.Array:
   """Returns nll_GB of what left G candidates."""
   G = len(x_MTD) // len(ids_BT)

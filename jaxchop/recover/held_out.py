@@ -24,7 +24,7 @@ class HeldOut:
   def __init__(self, ids_NS: NDArray[np.int32], config: RecoverConfig, mesh: Mesh | None):
     self.rows = config.batch_size // config.accumulate
     self._ids_NS, self._mesh = ids_NS, mesh
-    options = compiler_options(exact=False)
+    options = compiler_options()
 
     def measured(model: Llama, batch: Batch) -> jax.Array:
       return summed_loss(model, batch, compute_dtype=config.compute_dtype, layout=config.layout, remat="none")

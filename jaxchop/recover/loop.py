@@ -126,7 +126,7 @@ def _compiled(config: RecoverConfig, run: Run, segments: bool) -> tuple[Callable
   # The results lie where the arguments do, or a resumed run on several devices would be another program.
   places = jax.tree.map(lambda a: a.sharding, (run.model, run.opt_state))
   with stage("Compiling the training step", 1, "programs") as bar:
-    options = compiler_options(exact=False, deterministic=config.deterministic)
+    options = compiler_options(deterministic=config.deterministic)
     step = jax.jit(make_step(config), donate_argnums=(0, 1), out_shardings=(*places, None), compiler_options=options)
     scalars = np.int32(0), np.float32(np.inf), told(run.mesh, Wish.NONE)
     program = step.lower(run.model, run.opt_state, batch, *scalars).compile()

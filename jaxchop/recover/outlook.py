@@ -40,7 +40,7 @@ def outlook(
     "placement": _placement({"weights": model, "optimizer": opt_state}),
     "memory": _memory(program, own(devices)),
     "attention": attention.kernel(),
-    "products": product_library(exact=False),
+    "products": product_library(),
     "compute_dtype": config.compute_dtype,
     "steps": left,
     "tokens": left * tokens,
