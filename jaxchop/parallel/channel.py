@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Iterable
 from typing import Any, TypeVar
 
-from jaxchop.errors import JaxchopError
+from jaxchop.errors import JaxchopError, UsageError
 
 log = logging.getLogger("jaxchop")
 R = TypeVar("R")
@@ -110,12 +110,13 @@ class Channel:
       try:
         mine = {"made": make()}
       except JaxchopError as error:
-        failed, mine = error, {"error": str(error)}
+        failed, mine = error, {"error": str(error), "usage": isinstance(error, UsageError)}
     told = self.gather(key, mine)[0]
     if failed is not None:
       raise failed
     if "error" in told:
-      raise JaxchopError(f"process 0 ({self.names[0]}): {told['error']}")
+      kind = UsageError if told["usage"] else JaxchopError
+      raise kind(f"process 0 ({self.names[0]}): {told['error']}")
     return told["made"]
 
   def doing(self, step: int, words: str) -> None:

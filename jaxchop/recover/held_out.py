@@ -21,15 +21,16 @@ from jaxchop.recover.objective import summed_loss
 class HeldOut:
   """Held-out windows in batches as large as a step's micro-batch, spread over the devices in the same way."""
 
-  def __init__(self, ids_NS: NDArray[np.int32], config: RecoverConfig, mesh: Mesh | None):
+  def __init__(self, ids_NS: NDArray[np.int32], config: RecoverConfig, model: Llama, mesh: Mesh | None):
+    """Compiles the program for models like this one: several processes wait for each other before the first step."""
     self.rows = config.batch_size // config.accumulate
     self._ids_NS, self._mesh = ids_NS, mesh
-    options = compiler_options()
 
     def measured(model: Llama, batch: Batch) -> jax.Array:
       return summed_loss(model, batch, compute_dtype=config.compute_dtype, layout=config.layout, remat="none")
 
-    self._summed = jax.jit(measured, compiler_options=options)
+    program = jax.jit(measured, compiler_options=compiler_options())
+    self._summed = program.lower(model, self._batch(ids_NS[: self.rows])).compile()
 
   def loss(self, model: Llama, stopped: Callable[[], bool]) -> float | None:
     """Returns the mean loss in nats a token; None when `stopped` says between two batches that there is no time."""

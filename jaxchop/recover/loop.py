@@ -75,9 +75,10 @@ def recover(
       try:
         if run.step < config.steps and not _heard(run, stop, hosts):
           program, compile_seconds = _compiled(config, run, batches.segments)
+          evaluating = held_out is not None and config.evaluate_every
+          measured = HeldOut(held_out, config, run.model, mesh) if evaluating else None
           # The first product of all processes waits half a minute for the last of them, and compiling may differ more.
           hosts.gather("compiled", True)
-          measured = HeldOut(held_out, config, mesh) if held_out is not None and config.evaluate_every else None
           _train(run, program, batches, measured, stop, hosts)
       except Unsaved:
         raise

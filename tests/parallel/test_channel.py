@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from jaxchop.errors import JaxchopError
+from jaxchop.errors import JaxchopError, UsageError
 from jaxchop.parallel import channel as channels
 from jaxchop.parallel.channel import ALONE, Channel, Line
 
@@ -67,6 +67,22 @@ def test_when_the_first_fails_all_fail(three):
 
   said = together(three, lambda one: one.first("plan", fail))
   assert said == ["plan.json: not a plan", *["process 0 (a): plan.json: not a plan"] * 2]
+
+
+def test_a_wrong_request_is_one_for_all(three):
+  def refuse():
+    raise UsageError("recover.steps is 0")
+
+  kinds: list[type] = []
+
+  def asked(one: Channel) -> None:
+    try:
+      one.first("steps", refuse)
+    except JaxchopError as error:
+      kinds.append(type(error))
+
+  together(three, asked)
+  assert kinds == [UsageError] * 3
 
 
 def test_a_process_that_goes_without_a_goodbye_is_named_to_all(three):
