@@ -48,7 +48,8 @@ def damaged(folder: Path, draw: np.random.Generator) -> str:
 
 def restored_by_orbax(folder: Path, wanted: dict[str, Any]) -> str:
   """What Orbax alone makes of it: `refused`, `right`, or `wrong` without a word."""
-  target = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), wanted)
+  here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+  target = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=here), wanted)
   try:
     found = ocp.load_checkpointables(str(folder / "00000001" / "state"), target)
   except store.UNREADABLE:
@@ -64,6 +65,8 @@ def test_damage_is_harmless_or_refused(tmp_path: Path, trials: int) -> None:
   checkpoints = Checkpoints(good)
   checkpoints.save(1, model, opt_state, {})
   checkpoints.wait()
+  wanted = {"model": flatten(model), "optimizer": flatten(opt_state)}
+  assert restored_by_orbax(good, wanted) == "right"
   draw = np.random.default_rng(trials)
   ours, plain = {"refused": 0, "right": 0, "wrong": 0}, {"refused": 0, "right": 0, "wrong": 0}
   for _ in range(trials):
@@ -76,7 +79,7 @@ def test_damage_is_harmless_or_refused(tmp_path: Path, trials: int) -> None:
       same = jax.tree.map(np.array_equal, (found.model, found.opt_state), (model, opt_state))
       assert all(jax.tree.leaves(same)), what
       ours["right"] += 1
-    plain[restored_by_orbax(work, {"model": flatten(model), "optimizer": flatten(opt_state)})] += 1
+    plain[restored_by_orbax(work, wanted)] += 1
     shutil.rmtree(work)
   print(f"{trials} trials: jaxchop {ours}, Orbax alone {plain}")
   assert ours["refused"] and ours["right"]
