@@ -72,8 +72,9 @@ class Channel:
     self._doing = {i: (0, "starting", now) for i in range(len(self.names))}
     self._news = threading.Condition()
     self._closed = threading.Event()
-    for other, line in self._lines.items():
-      threading.Thread(target=self._listen, args=(other, line), daemon=True).start()
+    self._listeners = [threading.Thread(target=self._listen, args=at, daemon=True) for at in self._lines.items()]
+    for listener in self._listeners:
+      listener.start()
     if self._lines:
       threading.Thread(target=self._watch, daemon=True).start()
 
@@ -132,12 +133,21 @@ class Channel:
         raise JaxchopError(self.lost)
 
   def close(self, error: str = "") -> None:
-    """Says goodbye, or why this process fails; without a goodbye the others would take it for lost."""
+    """Says goodbye, or why this process fails; without a goodbye the others would take it for lost.
+
+    JAX aborts a process whose process 0 is gone, so in a failure that one waits a while for the others to be gone first;
+    their lines end with them.
+    """
     self._closed.set()
     words = f"{self._who(self.index)}: {error}"
     for line in self._lines.values():
       line.send({"lost": words} if error else {"bye": True})
-      line.close()
+    end = time.monotonic() + GRACE
+    for listener in self._listeners if error and self.index == 0 else ():
+      listener.join(max(0.0, end - time.monotonic()))
+    if not error or self.index == 0:
+      for line in self._lines.values():
+        line.close()
 
   def _listen(self, other: int, line: Line) -> None:
     while (message := line.receive()) is not None:
@@ -151,7 +161,9 @@ class Channel:
         self._note(other, message["key"], message["value"])
       else:
         self._answer(message["key"], message["values"])
-    if not self._closed.is_set():
+    if self._closed.is_set():
+      line.close()
+    else:
       step = self._doing[self.index][0]
       self._lose(f"{self._who(other)} is gone, after step {step}; start all processes again to go on")
 

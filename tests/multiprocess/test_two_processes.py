@@ -1,5 +1,6 @@
 """Two processes train as one would, stop together whatever happens to one of them, and go on where they were."""
 
+import os
 import re
 import signal
 import subprocess
@@ -85,10 +86,8 @@ def test_devices_and_processes_come_and_go(alone, tmp_path, start):
 @pytest.mark.slow
 def test_a_process_that_stalls_is_named_and_nothing_is_lost(alone, tmp_path, start):
   """The second process is stopped for a while by the system in the middle of its steps."""
-  first, second = start(2, tmp_path, mesh=MESH)
-  while not read_curve(tmp_path / "metrics.jsonl"):
-    time.sleep(0.05)
-  second.send_signal(signal.SIGSTOP)
+  first, second = start(2, tmp_path, "SIGSTOP", "5", mesh=MESH)
+  assert os.WIFSTOPPED(os.waitpid(second.pid, os.WUNTRACED)[1])
   time.sleep(45)
   second.send_signal(signal.SIGCONT)
   (code, told), (other, _) = ended([first, second])
