@@ -135,8 +135,8 @@ class Channel:
   def close(self, error: str = "") -> None:
     """Says goodbye, or why this process fails; without a goodbye the others would take it for lost.
 
-    JAX aborts a process whose process 0 is gone, so in a failure that one waits a while for the others to be gone first;
-    their lines end with them.
+    JAX aborts a process whose process 0 is gone, so in a failure that one waits a while for the others to go first; their
+    lines end with them.
     """
     self._closed.set()
     words = f"{self._who(self.index)}: {error}"
@@ -187,7 +187,7 @@ class Channel:
   def _lose(self, what: str) -> None:
     """Ends the run: wakes who waits, tells the others, and ends the process when its main thread does not."""
     with self._news:
-      if self.lost:
+      if self.lost or self._closed.is_set():
         return
       self.lost = what
       self._news.notify_all()
