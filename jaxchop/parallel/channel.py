@@ -135,8 +135,8 @@ class Channel:
   def close(self, error: str = "") -> None:
     """Says goodbye, or why this process fails; without a goodbye the others would take it for lost.
 
-    JAX aborts a process whose process 0 is gone, so in a failure that one waits a while for the others to go first; their
-    lines end with them.
+    JAX aborts a process whose process 0 is gone, so in a failure that one waits a while for the others to go first;
+    their lines end with them.
     """
     self._closed.set()
     words = f"{self._who(self.index)}: {error}"
