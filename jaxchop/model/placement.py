@@ -41,12 +41,12 @@ def gathered(w: jax.Array, x: jax.Array) -> jax.Array:
   return jax.sharding.reshard(w, left)
 
 
-def product(x_MI: jax.Array, w_IO: jax.Array, *, dtype: Any = None) -> jax.Array:
-  """Returns y_MO = x w, summed in `dtype`; x may have any number of leading axes, which stay where they are."""
+def product(x_MI: jax.Array, w_IO: jax.Array) -> jax.Array:
+  """Returns y_MO = x w; x may have any number of leading axes, which stay where they are."""
   w_IO = gathered(w_IO, x_MI)
   spec, rows = spec_of(w_IO), spec_of(x_MI)
   out = None if spec is None or rows is None else PartitionSpec(*rows[:-1], spec[-1])
-  return jnp.einsum("...I,IO->...O", x_MI, w_IO, preferred_element_type=dtype, out_sharding=out)
+  return jnp.einsum("...I,IO->...O", x_MI, w_IO, out_sharding=out)
 
 
 def lookup(table_VD: jax.Array, ids_M: jax.Array) -> jax.Array:
