@@ -24,7 +24,7 @@ def rotation(config: LlamaConfig, positions_BT: jax.Array) -> tuple[jax.Array, j
 
 def rotate(x_BTNH: jax.Array, cos_BTR: jax.Array, sin_BTR: jax.Array) -> jax.Array:
   """Rotates the pairs (i, i + H/2) of each head; the result has the dtype of `x_BTNH`."""
-  # Halves are swapped, not cut and joined: XLA on a CPU asks for every element of a joined array where it comes from.
+  # Halves are swapped, not cut and joined: no join is left, forward or backward.
   cos_BT11R = cos_BTR[:, :, None, None].astype(x_BTNH.dtype)
   sin_BT1PR = jnp.stack([-sin_BTR, sin_BTR], axis=-2)[:, :, None].astype(x_BTNH.dtype)
   x_BTNPR = x_BTNH.reshape(*x_BTNH.shape[:-1], 2, -1)
