@@ -19,7 +19,8 @@ def rotation(config: LlamaConfig, positions_BT: jax.Array) -> tuple[jax.Array, j
   """
   frequency_R, scale = _frequencies(config, positions_BT)
   angle_BTR = positions_BT[..., None].astype(jnp.float32) * frequency_R
-  return jnp.cos(angle_BTR) * scale, jnp.sin(angle_BTR) * scale
+  # Behind the barrier they are computed once: XLA would do it again in every fusion that reads them.
+  return jax.lax.optimization_barrier((jnp.cos(angle_BTR) * scale, jnp.sin(angle_BTR) * scale))
 
 
 def rotate(x_BTNH: jax.Array, cos_BTR: jax.Array, sin_BTR: jax.Array) -> jax.Array:
