@@ -1,9 +1,9 @@
-"""Peak memory and time of load_model on a generated sharded bfloat16 checkpoint of 3.2 GB.
+"""Peak memory and time of load_model on a generated sharded bfloat16 checkpoint of 13.5 GB.
 
   python tests/benchmarks/bench_load.py FOLDER [--dtype bfloat16]
 
-Writes the checkpoint to FOLDER if it is not there (1.6 billion random weights: Llama-3.2-1B with a head of its own and
-18 layers, in 4 shards), then loads it in a fresh process and prints one JSON object. `peak_bytes` is what the process
+Writes the checkpoint to FOLDER if it is not there (6.7 billion random weights in the shape of Llama-2-7B, in shards of
+1 GB), then loads it in a fresh process and prints one JSON object. `peak_bytes` is what the process
 held at most, `base_bytes` what it held before loading; the promise is peak - base < model + largest tensor.
 """
 
@@ -27,16 +27,15 @@ from jaxchop.model.tree import flatten
 CONFIG = {
   "architectures": ["LlamaForCausalLM"],
   "model_type": "llama",
-  "vocab_size": 128256,
-  "hidden_size": 2048,
-  "intermediate_size": 8192,
-  "num_hidden_layers": 18,
+  "vocab_size": 32000,
+  "hidden_size": 4096,
+  "intermediate_size": 11008,
+  "num_hidden_layers": 32,
   "num_attention_heads": 32,
-  "num_key_value_heads": 8,
-  "head_dim": 64,
+  "num_key_value_heads": 32,
   "rms_norm_eps": 1e-5,
-  "max_position_embeddings": 131072,
-  "rope_theta": 500000.0,
+  "max_position_embeddings": 4096,
+  "rope_theta": 10000.0,
   "tie_word_embeddings": False,
   "torch_dtype": "bfloat16",
 }

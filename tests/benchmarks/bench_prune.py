@@ -1,4 +1,4 @@
-"""Time and peak memory of prune_checkpoint on a generated checkpoint of 3.2 GB, beside a plain copy of the same files.
+"""Time and peak memory of prune_checkpoint on a generated checkpoint of 13.5 GB, beside a plain copy of the same files.
 
   python tests/benchmarks/bench_prune.py FOLDER [--rounds 3]
 
