@@ -170,7 +170,7 @@ def _table(
     if 0 in shape or shape[-1] % gguf.GGML_QUANT_SIZES[packed.kind][0] or offset % alignment:
       raise JaxchopError(f"{where}: shape {shape} or offset {offset} does not fit its packing {packed.kind.name}")
     if packed.stop > size:
-      raise JaxchopError(f"{where} ends at byte {packed.stop} of {size}; the file is truncated")
+      raise JaxchopError(f"{where} ends at byte {packed.stop} of {size}; the file is truncated: fetch it again")
     tensors[name] = packed
   ordered = sorted(tensors.values(), key=lambda packed: packed.start)
   for before, after in itertools.pairwise(ordered):

@@ -152,7 +152,8 @@ def _check_no_gaps(file: Path, tensors: Mapping[str, Stored], base: int, size: i
       raise JaxchopError(f"tensor {shown(stored.name)} in {file} {what}; the file is broken")
     at = stored.stop
     if at > size:
-      raise JaxchopError(f"tensor {shown(stored.name)} in {file} ends at byte {at} of {size}; the file is truncated")
+      where = f"tensor {shown(stored.name)} in {file}"
+      raise JaxchopError(f"{where} ends at byte {at} of {size}; the file is truncated: fetch it again")
   if at != size:
     raise JaxchopError(f"{file}: {size - at} bytes follow the last tensor; the file is broken")
 
