@@ -63,7 +63,8 @@ def our_side(options: argparse.Namespace) -> tuple[Step, float, Peak]:
     remat=options.remat,
     compute_dtype=options.compute_dtype,
   )
-  model = jax.jit(lambda: Llama(SHAPE, options.layers, rngs=nnx.Rngs(0)))()
+  # Not under jax.jit: a GPU's compiler takes minutes over the random numbers of 30 layers.
+  model = Llama(SHAPE, options.layers, rngs=nnx.Rngs(0))
   state = [model, jax.jit(lambda m: init_optimizer(config, m))(model)]
   batch = batch_of(records(options))
   began = time.monotonic()
