@@ -74,8 +74,8 @@ def _attended(
 def _block(start: int, end: int, stripes: int, q_BKHGT, k_BKSH, v_BKSH, first_B, segments_BS, stripe) -> jax.Array:
   """Returns y_BKHGT of queries start..end of a stripe, which see no key beyond S = end * stripes.
 
-  All queries of a key/value head are one product: M = G * T. Keys come first in the scores: attention takes 7 % less
-  time so on one core of a CPU, and a bfloat16 training step of four layers 6 % less on an H100.
+  All queries of a key/value head are one product: M = G * T. Keys come first in the scores: on one core of a CPU
+  attention, forward and backward, takes 7 % less time so.
   """
   B, K, H = q_BKHGT.shape[:3]
   T, S = end - start, end * stripes
