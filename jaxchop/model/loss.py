@@ -84,7 +84,9 @@ def _summed_forward(x_BTD, head_DV, target_BT, weight_BT, chunk, z_loss):
     slope_VC = share_VC * (pull_C / total_C) - jnp.where(hit_VC, weight_C, 0.0)
     slope_VC = slope_VC.astype(x_CD.dtype)
     grad_VD += _einsum("VC,CD->VD", slope_VC, x_CD, grad_VD)
-    return (loss + jnp.sum(nll_C * weight_C), grad_VD), _einsum("VD,VC->DC", whole_VD, slope_VC, x_CD.T).T
+    # Of the two orders, the faster one on one core of a CPU; on two cores there is no difference.
+    grad_CD = _einsum("VD,VC->DC", whole_VD, slope_VC, x_CD.T).T
+    return (loss + jnp.sum(nll_C * weight_C), grad_VD), grad_CD
 
   start = jnp.zeros(()), jnp.zeros_like(head_DV.T, jnp.float32)
   tokens = rows_MD, merged(target_BT, 0), merged(weight_BT, 0)
