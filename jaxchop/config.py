@@ -184,6 +184,18 @@ class MergingConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class GroupConfig:
+  """Parameters that the optimizer treats otherwise than the rest."""
+
+  match: str
+  """A regular expression; the group is the trained parameters whose whole dotted name fits it."""
+  learning_rate: float | None = None
+  """Their highest learning rate; it warms up and falls as the others'."""
+  weight_decay: float | None = None
+  """Their weight decay; norms and biases have none either way."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class OptimizerConfig:
   """How gradients become updates."""
 
@@ -209,6 +221,8 @@ class OptimizerConfig:
   """Decoupled weight decay of matrices; norms and biases are not decayed."""
   clip_norm: float = 1.0
   """Gradients are scaled down to at most this global norm."""
+  groups: tuple[GroupConfig, ...] = ()
+  """Parameters with a learning rate or weight decay of their own; one is of the first group that it fits."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -228,13 +242,31 @@ class MeshConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class PartialConfig:
+  """Which parameters `partial` trains; the defaults are those of Reassessing Layer Pruning (arXiv 2411.15558)."""
+
+  last: int = 3
+  """Last layers that train."""
+  layers: str | None = None
+  """Layers of the pruned model that train instead, as 3,7,21:24 (half-open)."""
+  norm: bool = True
+  """The final norm trains."""
+  head: bool = True
+  """The output head trains; one tied to the embedding becomes a parameter of its own."""
+  match: tuple[str, ...] = ()
+  """Regular expressions; parameters whose whole dotted name fits one train too, as 'layers\\.[0-9]+\\.mlp\\..*'."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class RecoverConfig:
-  """Continued pretraining of the pruned model."""
+  """Training of the pruned model, which gives it its quality back."""
 
   steps: int = 60
   """Optimizer steps; 0 leaves a recipe's pruned model as it is; of a fork, those of its decay."""
   fork: str | None = None
   """A wsd run whose stable phase this run takes over, as runs/x or runs/x@STEP; its rate only falls, over steps."""
+  trainable: Literal["all", "partial", "replacement"] = "all"
+  """What trains: every weight, those that partial names, or only the layers that prune.merge made."""
   batch_size: int = 4
   """Sequences a step, over all micro-batches."""
   seq_len: int = 256
@@ -273,6 +305,7 @@ class RecoverConfig:
   """Steps that JAX's profiler records into the run folder's `profile`, after three to warm up."""
   seed: int = 0
   """Decides the order of the training records."""
+  partial: PartialConfig = field(default_factory=PartialConfig)
   mesh: MeshConfig = field(default_factory=MeshConfig)
   optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
 

@@ -10,13 +10,12 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 from numpy.typing import NDArray
 
 from jaxchop import stages
-from jaxchop.config import Recipe
+from jaxchop.config import Recipe, RecoverConfig
 from jaxchop.data.loader import Loader
 from jaxchop.data.pack import pack
 from jaxchop.data.packed import MANIFEST, Packed, open_packed, read_manifest, tokenizer_digest
@@ -28,7 +27,6 @@ from jaxchop.files import write_json
 from jaxchop.hub.export import export_model
 from jaxchop.hub.load import load_model, open_checkpoint
 from jaxchop.model.llama import Llama
-from jaxchop.model.tree import unflatten
 from jaxchop.parallel.channel import ALONE, Channel
 from jaxchop.parallel.mesh import make_mesh
 from jaxchop.parallel.sharding import placement
@@ -36,11 +34,12 @@ from jaxchop.prune import plan as plans
 from jaxchop.prune.criteria import named
 from jaxchop.prune.plan import Plan
 from jaxchop.prune.surgery import keep_layers
-from jaxchop.recover.checkpoint import load_weights
+from jaxchop.recover.frozen import recovered_weights
 from jaxchop.recover.loop import recover
 from jaxchop.recover.outcome import Recovered
 from jaxchop.recover.step import make_step
 from jaxchop.recover.trackers import require
+from jaxchop.recover.trainable import replacements, way_of
 from jaxchop.run_folder import RunFolder, standing, stood
 from jaxchop.subject import Subject
 from jaxchop.versions import machine
@@ -66,6 +65,8 @@ class Job:
       raise UsageError(
         "prune.recover_between: needs prune.rounds above 1, recover.steps above 0 and no prune.merge; leave it out"
       )
+    if recipe.recover.trainable == "replacement" and not recipe.prune.merge:
+      raise UsageError("recover.trainable: replacement trains what prune.merge made; set prune.merge or train others")
     if recipe.prune.recover_between and recipe.recover.fork:
       raise UsageError("recover.fork: a recovery between rounds has no run to fork from; leave one of the two out")
     self.recipe, self.hosts = recipe, hosts
@@ -199,10 +200,21 @@ class Job:
     settings, architecture = self.recipe.recover, self.subject.checkpoint.architecture
     return make_mesh(settings.mesh, architecture, settings.batch_size // settings.accumulate, settings.seq_len)
 
+  @functools.cached_property
+  def training(self) -> RecoverConfig:
+    """The settings of recovery, in which the layers that the plan made are named."""
+    settings = self.recipe.recover
+    if settings.trainable == "replacement":
+      settings = dataclasses.replace(settings, trainable="partial", partial=replacements(self.plan))
+    if settings.steps:
+      # Refused now, not when an hour of measuring is over.
+      way_of(settings, self.subject.checkpoint.architecture, len(self.plan.keep))
+    return settings
+
   def _recover(
     self, start: Llama, steps: int, folder: Path, corpora: Mapping[str, Packed], cut_by: tuple[Any, ...]
   ) -> Recovered:
-    settings, data = dataclasses.replace(self.recipe.recover, steps=steps), self.recipe.data
+    settings, data = dataclasses.replace(self.training, steps=steps), self.recipe.data
     schedule = {step: [shares.get(name, 0.0) for name in corpora] for step, shares in data.weights.items()}
     batches = Loader(
       [*corpora.values()],
@@ -299,8 +311,7 @@ def _made(plan: Plan) -> bool:
 
 def _here(model: Llama, folder: Path) -> Llama:
   """Returns a model that lies over several processes, whole in this one: its last checkpoint is."""
-  flat, _ = load_weights(RunFolder(folder).checkpoints)
-  return unflatten(model, {name: jnp.asarray(value) for name, value in flat.items()})
+  return recovered_weights(RunFolder(folder).checkpoints, model.config, len(model.layers))[0]
 
 
 def _places(model: Llama, layers: Layers, keep: Layers) -> Llama:

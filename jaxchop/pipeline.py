@@ -20,6 +20,7 @@ from jaxchop.data.sources import digest
 from jaxchop.evaluate.measure import measure
 from jaxchop.evaluate.speed import compare_speed
 from jaxchop.files import read_json, write_json, write_text
+from jaxchop.hub.load import open_checkpoint
 from jaxchop.job import Job
 from jaxchop.model.llama import Llama
 from jaxchop.parallel.channel import ALONE, Channel
@@ -45,6 +46,7 @@ def run(recipe: Recipe, hosts: Channel = ALONE) -> dict[str, Any]:
     text = yaml.safe_dump(dataclasses.asdict(recipe), sort_keys=False)
     hosts.first("recipe", lambda: write_text(job.folder.recipe, text))
     log.info("%s: %s", job.subject.name, job.plan.words)
+    _ = job.training
     if recipe.prune.recover_between:
       # It comes out of a recovery, the work of all processes.
       _ = job.small
@@ -131,6 +133,7 @@ def summarised(
   """Returns summary.json but for what the export adds: the three models side by side, what was spent, on what."""
   sizes, kept = stages.sizes(job.subject, job.recipe.export), len(job.plan.keep)
   layers = {"original": sizes.layers, "pruned": kept, "recovered": kept}
+  written = open_checkpoint(str(job.folder.export))
   rows: dict[str, Any] = {}
   for name, entry in models.items():
     ((protocol, perplexity),) = entry["perplexity"].items()
@@ -147,7 +150,14 @@ def summarised(
       "decode_tokens_per_second": rates["decode_tokens_per_second"],
       "speed_protocol": rates["protocol"] + "; recovered: the pruned model's, whose shapes are the same",
     }
+  # A head that training untied is a parameter more.
+  tensors = written.tensors.values()
+  rows["recovered"] |= {
+    "parameters": sum(tensor.bytes // tensor.dtype.itemsize for tensor in tensors),
+    "bytes": sum(tensor.bytes for tensor in tensors),
+  }
   return rows | {
+    "untied": job.subject.checkpoint.architecture.tied and not written.architecture.tied,
     "gap_closed": gap_closed(*(row["perplexity"] for row in rows.values())) if spent["steps"] else None,
     "tokens": spent["tokens"],
     "recovery": dict(spent),

@@ -5,7 +5,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import jax.numpy as jnp
 from transformers import PreTrainedTokenizerFast
 
 from jaxchop.errors import JaxchopError
@@ -14,11 +13,10 @@ from jaxchop.hub.checkpoint import Checkpoint
 from jaxchop.hub.load import load_model, open_checkpoint
 from jaxchop.hub.tokenizer import eos_ids, load_tokenizer
 from jaxchop.model.llama import Llama
-from jaxchop.model.tree import abstract, unflatten
 from jaxchop.prune import plan as plans
 from jaxchop.prune.merge import apply_merges
 from jaxchop.prune.plan import Plan, read_plan
-from jaxchop.recover.checkpoint import load_weights
+from jaxchop.recover.frozen import recovered_weights
 from jaxchop.run_folder import RunFolder
 
 
@@ -52,9 +50,7 @@ class Subject:
   def load(self) -> Llama:
     """Returns the weights in float32: a run's newest verified checkpoint, or its pruned source before the first one."""
     if self.run is not None and self.run.checkpoints.exists():
-      flat, _ = load_weights(self.run.checkpoints)
-      like = abstract(self.checkpoint.architecture, len(self.keep))
-      return unflatten(like, {name: jnp.asarray(value) for name, value in flat.items()})
+      return recovered_weights(self.run.checkpoints, self.checkpoint.architecture, len(self.keep))[0]
     return cut_without_text(self.checkpoint, self.plan, self.name)
 
 

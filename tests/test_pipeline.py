@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import logging
+import re
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from jaxchop.config import (
   EvaluateConfig,
   MergingConfig,
   MeshConfig,
+  PartialConfig,
   PruneConfig,
   Recipe,
   RecoverConfig,
@@ -19,6 +21,7 @@ from jaxchop.config import (
 )
 from jaxchop.errors import JaxchopError, UsageError
 from jaxchop.pipeline import gap_closed, run
+from jaxchop.recover.checkpoint import load_weights
 from jaxchop.run_folder import RunFolder
 
 
@@ -85,6 +88,42 @@ def test_a_recipe_may_merge_replace_or_score_in_rounds_and_leave_out_recovery(re
   assert bool(plan["merges"]) == (prune.merge == "mka")
   assert bool(plan["repair"]) == (prune.merge == "streamline")
   assert len(list((tmp_path / "run" / "measured").glob("scores-of-*.json"))) == prune.rounds - 1
+
+
+def test_a_head_that_trains_alone_is_exported_untied_and_the_card_says_so(recipe, tiny_folder, tmp_path):
+  training = dataclasses.replace(recipe.recover, trainable="partial", partial=PartialConfig(last=1))
+  model = str(tiny_folder(tie_word_embeddings=True))
+  found = run(dataclasses.replace(recipe, out=str(tmp_path / "run"), model=model, recover=training))
+  assert found["check"]["ok"] and found["untied"]
+  assert found["recovered"]["parameters"] == found["pruned"]["parameters"] + 320 * 16
+  export = tmp_path / "run" / "export"
+  assert json.loads((export / "config.json").read_text())["tie_word_embeddings"] is False
+  assert "Its output head, the source's embedding, became a parameter of its own." in (export / "README.md").read_text()
+
+
+@pytest.mark.parametrize(
+  ("prune", "names"),
+  [
+    (PruneConfig(merge="mka", count=1), r"layers\.[0-2]\."),
+    pytest.param(PruneConfig(merge="streamline", drop="1:3"), r"layers\.1\.", marks=pytest.mark.slow),
+    pytest.param(PruneConfig(merge="linear_map", drop="1:3"), r"layers\.0\.mlp\.down", marks=pytest.mark.slow),
+  ],
+  ids=["merged", "stands for others", "mapped"],
+)
+def test_layers_that_a_merge_made_may_train_alone(recipe, tmp_path, prune, names):
+  training = dataclasses.replace(recipe.recover, trainable="replacement")
+  merging = MergingConfig(windows=4, window=32, batch_size=2)
+  out = tmp_path / "run"
+  found = run(dataclasses.replace(recipe, out=str(out), prune=prune, merging=merging, recover=training))
+  assert found["check"]["ok"] and not found["untied"]
+  trained = load_weights(out / "checkpoints")[0]
+  assert trained and all(re.match(names, name) for name in trained) and len({n.split(".")[1] for n in trained}) == 1
+
+
+def test_replacement_needs_a_merge(recipe, tmp_path):
+  training = dataclasses.replace(recipe.recover, trainable="replacement")
+  with pytest.raises(UsageError, match=r"recover\.trainable: replacement trains what prune\.merge made"):
+    run(dataclasses.replace(recipe, out=str(tmp_path / "run"), recover=training))
 
 
 def test_rounds_may_recover_in_between_and_score_what_came_of_it(recipe, tmp_path, caplog):

@@ -37,8 +37,3 @@ def forward_flops(config: LlamaConfig, layers: int, length: int) -> Flops:
   weights = 2 * D * N * H + 2 * D * K * H + 3 * D * F
   keys = (length + 1) / 2
   return Flops(2 * layers * weights, 2 * layers * 2 * N * H * keys, 2 * D * config.vocab_size)
-
-
-def training_flops(config: LlamaConfig, layers: int, length: int) -> Flops:
-  """Returns the operations a token of a training step: forward, and twice that for the two gradients of a product."""
-  return forward_flops(config, layers, length).times(3)

@@ -6,6 +6,7 @@ V vocabulary, L layers. Kernels are [in, out]. Everything runs in the dtype of t
 """
 
 import functools
+import itertools
 from collections.abc import Callable
 from typing import Any, Literal, TypeVar
 
@@ -165,10 +166,17 @@ def walk(
   """
   if not len(layers):
     raise ValueError("a model needs at least one layer")
+  results: list[Any] = []
   if layout == "scan":
-    stack = jax.tree.map(lambda *leaves: jnp.stack(leaves), *layers)
-    return jax.lax.scan(lambda x, layer: body(layer[0], x, layer[1]), carry, (stack, per_layer))
-  results = []
+    # Layers of another make (frozen, with adapters) are a stack of their own: what is frozen gets no gradient so.
+    for _, run in itertools.groupby(range(len(layers)), key=lambda index: jax.tree.structure(layers[index])):
+      first, *others = run
+      span = slice(first, first + 1 + len(others))
+      stack = jax.tree.map(lambda *leaves: jnp.stack(leaves), *layers[span])
+      given = stack, jax.tree.map(lambda a: a[span], per_layer)  # noqa: B023
+      carry, result = jax.lax.scan(lambda x, layer: body(layer[0], x, layer[1]), carry, given)
+      results.append(result)
+    return carry, results[0] if len(results) == 1 else jax.tree.map(lambda *a: jnp.concatenate(a), *results)
   for index, layer in enumerate(layers):
     carry, result = body(layer, carry, jax.tree.map(lambda a: a[index], per_layer))  # noqa: B023
     results.append(result)

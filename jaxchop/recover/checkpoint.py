@@ -83,7 +83,7 @@ class Checkpoints:
     Waits for the save before it, and raises Unsaved for one that failed.
     """
     self.wait()
-    items = {"model": flatten(model), "optimizer": flatten(opt_state)}
+    items = _items(model, opt_state)
     leaves, sums = manifest.described(items), digest.started(_joined(items), copies=False)
     aside = self.folder / f"{step:08}.saving"
     writing: Any = None
@@ -118,7 +118,7 @@ class Checkpoints:
     With `step`, only that one counts. Logs what it skips and why. Raises JaxchopError when a checkpoint's names, shapes
     or dtypes are not those asked for.
     """
-    target = {"model": flatten(model), "optimizer": flatten(opt_state)}
+    target = _items(model, opt_state)
     candidates = (found for found in self._candidates() if step in (None, found["step"]))
     while found := self.hosts.first("newest checkpoint", lambda: next(candidates, None)):
       path = self.folder / f"{found['step']:08}"
@@ -127,7 +127,7 @@ class Checkpoints:
       if wrong:
         self._skip(path, wrong)
         continue
-      trees = unflatten(model, items["model"]), unflatten(opt_state, items["optimizer"])
+      trees = unflatten(model, items["model"]), unflatten(opt_state, items.get("optimizer", {}))
       return Restored(found["step"], *trees, found["meta"])
     return None
 
@@ -230,6 +230,12 @@ def load_weights(folder: Path, step: int | None = None) -> tuple[dict[str, np.nd
       return dict(items["model"]), found["meta"]
   wanted = "checkpoint" if step is None else f"checkpoint of step {step}"
   raise JaxchopError(f"{folder}: no whole {wanted} is here; run the recovery again")
+
+
+def _items(model: Any, opt_state: Any) -> dict[str, dict[str, Any]]:
+  """Returns a state as Orbax keeps it, which knows no empty dict."""
+  items = {"model": flatten(model), "optimizer": flatten(opt_state)}
+  return {item: flat for item, flat in items.items() if flat}
 
 
 def _joined(items: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:

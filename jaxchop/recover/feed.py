@@ -29,7 +29,7 @@ def next_batch(records: Generator[Batch, None, None], run: Run) -> Batch:
   """Returns the next batch; raises JaxchopError when it is not what the settings and the model say."""
   batch, where = next(records, None), f"the batch of step {run.step + 1}"
   wanted = len(own_rows(run.mesh, run.config.batch_size)), run.config.seq_len + 1
-  vocab = run.model.config.vocab_size
+  vocab = run.way.like.config.vocab_size
   if batch is None:
     raise JaxchopError(f"the data ends before {where}; lower recover.steps or give more text")
   if batch.ids.shape != wanted:

@@ -7,38 +7,40 @@ from collections.abc import Callable
 
 import jax
 import numpy as np
-from jax.sharding import Mesh
 from numpy.typing import NDArray
 
 from jaxchop.compiler import compiler_options
-from jaxchop.config import RecoverConfig
 from jaxchop.data.batch import Batch, batch_of
-from jaxchop.model.llama import Llama
 from jaxchop.parallel.sharding import own_rows, spread_rows
 from jaxchop.recover.objective import summed_loss
+from jaxchop.recover.run import Run
+from jaxchop.recover.trainable import Flat
 
 
 class HeldOut:
   """Held-out windows in batches as large as a step's micro-batch, spread over the devices in the same way."""
 
-  def __init__(self, ids_NS: NDArray[np.int32], config: RecoverConfig, model: Llama, mesh: Mesh | None):
-    """Compiles the program for models like this one: several processes wait for each other before the first step."""
+  def __init__(self, ids_NS: NDArray[np.int32], run: Run):
+    """Compiles the program for the run's model: several processes wait for each other before the first step."""
+    config = run.config
     self.rows = config.batch_size // config.accumulate
-    self._ids_NS, self._mesh = ids_NS, mesh
+    self._ids_NS, self._mesh, self._run = ids_NS, run.mesh, run
 
-    def measured(model: Llama, batch: Batch) -> jax.Array:
+    def measured(trained: Flat, frozen: Flat, batch: Batch) -> jax.Array:
+      model = run.way.join(trained, frozen)
       return summed_loss(model, batch, compute_dtype=config.compute_dtype, layout=config.layout, remat="none")
 
     program = jax.jit(measured, compiler_options=compiler_options())
-    self._summed = program.lower(model, self._batch(ids_NS[: self.rows])).compile()
+    self._summed = program.lower(run.trained, run.frozen, self._batch(ids_NS[: self.rows])).compile()
 
-  def loss(self, model: Llama, stopped: Callable[[], bool]) -> float | None:
+  def loss(self, stopped: Callable[[], bool]) -> float | None:
     """Returns the mean loss in nats a token; None when `stopped` says between two batches that there is no time."""
     total = 0.0
     for start in range(0, len(self._ids_NS), self.rows):
       if stopped():
         return None
-      total += float(self._summed(model, self._batch(self._ids_NS[start : start + self.rows])))
+      batch = self._batch(self._ids_NS[start : start + self.rows])
+      total += float(self._summed(self._run.trained, self._run.frozen, batch))
     return total / (self._ids_NS[:, 1:].size)
 
   def _batch(self, ids_BS: NDArray[np.int32]) -> Batch:

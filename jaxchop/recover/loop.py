@@ -32,6 +32,7 @@ from jaxchop.recover.run import FREE, Run
 from jaxchop.recover.signals import Stop, Wish, stop_signals
 from jaxchop.recover.step import make_step
 from jaxchop.recover.trackers import Trackers, require
+from jaxchop.recover.trainable import way_of
 
 log = logging.getLogger("jaxchop")
 
@@ -46,7 +47,7 @@ def recover(
   held_out: NDArray[np.int32] | None = None,
   hosts: Channel = ALONE,
 ) -> Recovered:
-  """Trains all weights for `config.steps` steps, from the newest checkpoint in `folder` if there is one.
+  """Trains what `config.trainable` says for `config.steps` steps, from the newest checkpoint in `folder` if it has one.
 
   With `config.evaluate_every`, `held_out` are windows [N, seq_len + 1] whose loss is measured in between.
   A fork (`config.fork`) begins with another run's checkpoint and counts its steps on from there.
@@ -68,15 +69,18 @@ def recover(
     config, identity = decay_only(config, origin), identity | {"forked": origin.step}
   _refuse_another(hosts.gather("what is trained", identity))
   compile_seconds = 0.0
+  way = way_of(config, model.config, len(model.layers))
+  model = way.prepare(model)
   mesh = make_mesh(config.mesh, model.config, config.batch_size // config.accumulate, config.seq_len)
   with stop_signals() as stop, jax.set_mesh(mesh) if mesh is not None else contextlib.nullcontext():
-    run = Run(spread(model, mesh) if mesh is not None else model, config, Path(folder), identity, mesh, origin, hosts)
+    model = spread(model, mesh) if mesh is not None else model
+    run = Run(model, way, config, Path(folder), identity, mesh, origin, hosts)
     with contextlib.closing(run.curve):
       try:
         if run.step < config.steps and not _heard(run, stop, hosts):
           program, compile_seconds = _compiled(config, run, batches.segments)
           evaluating = held_out is not None and config.evaluate_every
-          measured = HeldOut(held_out, config, run.model, mesh) if evaluating else None
+          measured = HeldOut(held_out, run) if evaluating else None
           # The first product of all processes waits half a minute for the last of them, and compiling may differ more.
           hosts.gather("compiled", True)
           _train(run, program, batches, measured, stop, hosts)
@@ -123,17 +127,19 @@ def _compiled(config: RecoverConfig, run: Run, segments: bool) -> tuple[Callable
   """Returns the step's program and the seconds it took to compile."""
   batch = placed(blank(config, run.mesh, segments), run)
   if run.mesh is not None:
-    audit({"model": run.model, "optimizer": run.opt_state}, run.mesh)
+    audit({"model": run.trained, "frozen": run.frozen, "optimizer": run.opt_state}, run.mesh)
   # The results lie where the arguments do, or a resumed run on several devices would be another program.
-  places = jax.tree.map(lambda a: a.sharding, (run.model, run.opt_state))
+  places = jax.tree.map(lambda a: a.sharding, (run.trained, run.opt_state))
   with stage("Compiling the training step", 1, "programs") as bar:
     options = compiler_options(deterministic=config.deterministic)
-    step = jax.jit(make_step(config), donate_argnums=(0, 1), out_shardings=(*places, None), compiler_options=options)
+    step = jax.jit(
+      make_step(config, run.way.join), donate_argnums=(0, 1), out_shardings=(*places, None), compiler_options=options
+    )
     scalars = np.int32(0), np.float32(np.inf), told(run.mesh, Wish.NONE)
-    program = step.lower(run.model, run.opt_state, batch, *scalars).compile()
+    program = step.lower(run.trained, run.opt_state, batch, *scalars, run.frozen).compile()
     bar.advance()
   run.journal.note("compile", seconds=bar.seconds)
-  known = outlook(config, run.model, run.opt_state, run.mesh, run.step, program)
+  known = outlook(run, program)
   for line in in_words(known):
     log.info("%s", line)
   run.journal.note("plan", plan=known)
@@ -179,7 +185,7 @@ def _train(
           run.settle()
           if held_out is not None and measuring and run.wish != Wish.FAIL:
             # Alone, a process may stop at once; several have no time to agree on that between two batches.
-            run.measure(held_out, lambda: hosts.count == 1 and stop.asked is not None)
+            run.measure(partial(held_out.loss, lambda: hosts.count == 1 and stop.asked is not None))
           try:
             run.save()
           except Unsaved as error:

@@ -1,12 +1,14 @@
 """Optimizers with a decay mask, a learning rate that warms up and falls, and clipping of the global norm."""
 
+import re
+from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from jaxchop.config import OptimizerConfig
+from jaxchop.config import GroupConfig, OptimizerConfig
 from jaxchop.errors import UsageError
 from jaxchop.model.placement import spec_of
 from jaxchop.model.tree import dotted
@@ -61,12 +63,35 @@ def decayed(params: Any) -> Any:
 
 def make_optimizer(config: OptimizerConfig, steps: int) -> optax.GradientTransformation:
   """Returns the optimizer of `steps` updates; weight decay is decoupled from the gradient in all of them."""
+  if config.groups and config.learning_rate <= 0:
+    raise UsageError(
+      f"recover.optimizer.learning_rate is {config.learning_rate}; with groups it is above 0: theirs follow its course"
+    )
   return optax.chain(
     optax.clip_by_global_norm(config.clip_norm),
     _directions(config),
-    optax.add_decayed_weights(config.weight_decay, decayed),
+    optax.stateless(partial(_decayed_and_scaled, config)),
     optax.scale_by_learning_rate(learning_rate(config, steps)),
   )
+
+
+def group_of(config: OptimizerConfig, name: str) -> GroupConfig | None:
+  """Returns the first group that a parameter fits."""
+  return next((group for group in config.groups if re.fullmatch(group.match, name)), None)
+
+
+def _decayed_and_scaled(config: OptimizerConfig, updates: Any, params: Any) -> Any:
+  """Returns the updates with the pull of weight decay, as large as their group's learning rate wants them."""
+
+  def finished(path: tuple[Any, ...], update: jax.Array, p: jax.Array, shrinks: bool) -> jax.Array:
+    group = group_of(config, dotted(path))
+    rate = group.learning_rate if group is not None else None
+    decay = group.weight_decay if group is not None else None
+    decay = config.weight_decay if decay is None else decay
+    update = update + decay * p if shrinks else update
+    return update if rate is None else rate / config.learning_rate * update
+
+  return jax.tree_util.tree_map_with_path(finished, updates, params, decayed(params))
 
 
 def updates_done(opt_state: Any) -> jax.Array:

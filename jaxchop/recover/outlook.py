@@ -8,11 +8,10 @@ import jax
 from jax.sharding import Mesh
 
 from jaxchop.compiler import product_library
-from jaxchop.config import RecoverConfig
 from jaxchop.model import attention
-from jaxchop.model.flops import training_flops
-from jaxchop.model.llama import Llama
 from jaxchop.parallel.peak import own, peak
+from jaxchop.recover.run import Run
+from jaxchop.recover.trainable import Flat
 from jaxchop.wording import count, duration, size
 
 
@@ -21,23 +20,23 @@ def devices_of(mesh: Mesh | None) -> list[jax.Device]:
   return [jax.devices()[0]] if mesh is None else list(mesh.devices.flat)
 
 
-def outlook(
-  config: RecoverConfig, model: Llama, opt_state: Any, mesh: Mesh | None, step: int, program: Any
-) -> dict[str, Any]:
-  """Returns what is known before the first step after `step`, as plain JSON; `program` is the compiled one.
+def outlook(run: Run, program: Any) -> dict[str, Any]:
+  """Returns what is known before a run's next step, as plain JSON; `program` is the compiled one.
 
   Bytes of `memory` are those of one device, by the compiler's analysis; None where it gives none.
   """
-  devices, left = devices_of(mesh), config.steps - step
+  config, mesh = run.config, run.mesh
+  devices, left = devices_of(mesh), config.steps - run.step
   tokens = config.batch_size * config.seq_len
-  flops = tokens * training_flops(model.config, len(model.layers), config.seq_len).total
+  flops = tokens * run.way.flops(config.seq_len).total
   top = peak(devices, config.compute_dtype)
   return {
     "devices": len(devices),
     "device_kind": devices[0].device_kind,
     "processes": len({device.process_index for device in devices}),
     "mesh": {} if mesh is None else {axis: length for axis, length in mesh.shape.items() if length > 1},
-    "placement": _placement({"weights": model, "optimizer": opt_state}),
+    "trainable": {"way": config.trainable, "parameters": _size(run.trained), "frozen": _size(run.frozen)},
+    "placement": _placement({"weights": run.trained, "frozen weights": run.frozen, "optimizer": run.opt_state}),
     "memory": _memory(program, own(devices)),
     "attention": attention.kernel(),
     "products": product_library(),
@@ -56,10 +55,13 @@ def in_words(known: Mapping[str, Any]) -> list[str]:
   mesh = ", ".join(f"{axis} {length}" for axis, length in known["mesh"].items())
   kind = "CPU" if known["device_kind"] == "cpu" else known["device_kind"]
   hosts = f" in {known['processes']} processes" if known["processes"] > 1 else ""
+  trains = known["trainable"]
   seconds = duration(known["flops"] / known["peak_flops_per_second"])
   steps = f"{known['steps']:,} steps, {count(known['tokens'])} tokens, {known['flops']:.1e} FLOP"
   return [
     f"devices: {known['devices']} × {kind}{hosts}" + (f", mesh {mesh}" if mesh else ""),
+    f"trains: {count(trains['parameters'])} of {count(trains['parameters'] + trains['frozen'])} parameters "
+    f"({trains['way']})",
     *(
       f"{one['what']}: {one['arrays']} arrays, {size(one['bytes'])}, {_where(one['cut'])}, "
       f"{size(one['bytes_per_device'])} a device"
@@ -73,6 +75,10 @@ def in_words(known: Mapping[str, Any]) -> list[str]:
 
 def _where(cut: str) -> str:
   return f"cut over {cut}" if cut else "whole on every device"
+
+
+def _size(flat: Flat) -> int:
+  return sum(leaf.size for leaf in flat.values())
 
 
 def _placement(state: Mapping[str, Any]) -> list[dict[str, Any]]:

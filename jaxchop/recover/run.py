@@ -22,10 +22,11 @@ from jaxchop.recover.checkpoint import Checkpoints, Keep, Restored
 from jaxchop.recover.clock import Clock
 from jaxchop.recover.curve import Curve, read_curve
 from jaxchop.recover.fork import Origin
-from jaxchop.recover.held_out import HeldOut
+from jaxchop.recover.frozen import held
 from jaxchop.recover.journal import Journal
 from jaxchop.recover.signals import Wish
 from jaxchop.recover.step import Metrics, init_optimizer
+from jaxchop.recover.trainable import Flat, Way
 from jaxchop.recover.watch import Watch
 
 log = logging.getLogger("jaxchop")
@@ -34,7 +35,7 @@ FREE = {"accumulate", "layout", "remat", "mesh", "checkpoint_every", "keep_check
 FREE |= {"evaluate_every", "evaluate_windows", "deterministic"}
 FREE |= {"skip_nonfinite", "spike", "track", "profile_steps"}
 # What a checkpoint says of itself, not of its run.
-_OF_A_STEP = {"step", "tokens", "watch", "held_out_loss"}
+_OF_A_STEP = {"step", "tokens", "watch", "held_out_loss", "frozen"}
 
 
 class Run:
@@ -43,6 +44,7 @@ class Run:
   def __init__(
     self,
     model: Llama,
+    way: Way,
     config: RecoverConfig,
     folder: Path,
     identity: Mapping[str, Any],
@@ -50,15 +52,17 @@ class Run:
     origin: Origin | None = None,
     hosts: Channel = ALONE,
   ):
-    """With a mesh, the model is spread over it already and the mesh is set (`jax.set_mesh`).
+    """The model is prepared by its way; with a mesh, it is spread over it and the mesh is set (`jax.set_mesh`).
 
     A run without a checkpoint of its own begins at its `origin`, if it is a fork.
     """
-    self.config, self.identity, self.mesh = config, identity, mesh
+    self.config, self.way, self.identity, self.mesh = config, way, identity, mesh
     self.checkpoints = Checkpoints(folder / "checkpoints", Keep.by(config), hosts)
     since, start = time.time(), time.monotonic()
-    begun = _begin(self.checkpoints, model, config, identity, mesh, origin)
-    self.step, self.model, self.opt_state = begun.step, begun.model, begun.opt_state
+    trained, frozen = way.split(model)
+    begun = _begin(self.checkpoints, trained, config, identity, mesh, origin)
+    self.step, self.trained, self.opt_state = begun.step, begun.model, begun.opt_state
+    self.frozen, self._frozen = held(folder, frozen, begun.meta, hosts)
     self.journal, self.clock = Journal(folder / "journal.jsonl"), Clock()
     curve = read_curve(folder / "metrics.jsonl")
     # The last step that any process has told of; the steps up to there are told a second time, by other numbers never.
@@ -81,6 +85,11 @@ class Run:
     self._held_out: tuple[int, float] = (-1, math.nan)
 
   @property
+  def model(self) -> Llama:
+    """The model as any other; it shares its arrays with what the next step donates."""
+    return self.way.stock(self.trained, self.frozen)
+
+  @property
   def tokens(self) -> int:
     return self.step * self.config.batch_size * self.config.seq_len
 
@@ -88,7 +97,7 @@ class Run:
     """Queues the next step, then settles the one before, so that the device never waits; `wish` is this process's."""
     self.clock.arrive()
     scalars = self._skipped, np.float32(self._watch.allowed(self.step + 1)), told(self.mesh, wish)
-    self.model, self.opt_state, metrics = program(self.model, self.opt_state, batch, *scalars)
+    self.trained, self.opt_state, metrics = program(self.trained, self.opt_state, batch, *scalars, self.frozen)
     self.clock.queue(metrics.loss)
     self.settle()
     self._skipped, self._running, self.step = metrics.skipped, metrics, self.step + 1
@@ -124,10 +133,10 @@ class Run:
     for tell in self.listeners:
       tell(line | marks)
 
-  def measure(self, held_out: HeldOut, stopped: Callable[[], bool]) -> None:
-    """Measures the held-out loss of the settled state, unless `stopped` says that there is no time."""
+  def measure(self, held_out: Callable[[], float | None]) -> None:
+    """Measures the held-out loss of the settled state, unless there is no time for it and `held_out` gives None."""
     with self.journal.timed("evaluation", step=self.step):
-      loss = held_out.loss(self.model, stopped)
+      loss = held_out()
     if loss is not None:
       self._held_out = self.step, loss
       self.journal.note("held_out", step=self.step, loss=loss)
@@ -140,8 +149,9 @@ class Run:
       with self.journal.timed("save", step=self.step):
         self.curve.sync()
         meta = {**self.identity, "step": self.step, "tokens": self.tokens, "watch": self._watch.state()}
+        meta |= {"frozen": self._frozen} if self._frozen else {}
         meta |= {"held_out_loss": self._held_out[1]} if self._held_out[0] == self.step else {}
-        self.checkpoints.save(self.step, self.model, self.opt_state, meta)
+        self.checkpoints.save(self.step, self.trained, self.opt_state, meta)
       self._saved, self._save_seconds = self.step, time.monotonic() - start
 
   def finish(self) -> None:
@@ -160,7 +170,7 @@ def _finite(value: float) -> float | None:
 
 def _begin(
   checkpoints: Checkpoints,
-  model: Llama,
+  trained: Flat,
   config: RecoverConfig,
   identity: Mapping[str, Any],
   mesh: Mesh | None,
@@ -170,8 +180,8 @@ def _begin(
 
   Raises UsageError when the checkpoint is of a run with other settings or another `identity`.
   """
-  abstract = jax.tree.map(lambda p: jax.ShapeDtypeStruct(p.shape, jnp.float32, sharding=p.sharding), model)
-  init = jax.jit(lambda m: init_optimizer(config, m))
+  abstract = jax.tree.map(lambda p: jax.ShapeDtypeStruct(p.shape, jnp.float32, sharding=p.sharding), trained)
+  init = jax.jit(lambda t: init_optimizer(config, t))
   state = jax.eval_shape(init, abstract)
   state = state if mesh is None else concrete(state, mesh)
   found = checkpoints.restore_latest(abstract, state)
@@ -180,7 +190,7 @@ def _begin(
     return origin.restore(abstract, state)._replace(meta={})
   if found is None:
     # A copy, because steps donate their input and a pruned model shares its layers with the whole one.
-    master = jax.tree.map(lambda p: jnp.array(p, jnp.float32, copy=True), model)
+    master = jax.tree.map(lambda p: jnp.array(p, jnp.float32, copy=True), trained)
     return Restored(0, master, init(master), {})
   before, now = _what(found.meta), _what(identity)
   for name in before.keys() | now.keys():

@@ -1,4 +1,4 @@
-"""One step of recovery, as a pure function from (model, opt_state, batch) to (model, opt_state, metrics)."""
+"""One step of recovery, as a pure function from (trained, opt_state, batch) to (trained, opt_state, metrics)."""
 
 from collections.abc import Callable
 from functools import partial
@@ -16,7 +16,8 @@ from jaxchop.recover.objective import summed_loss
 from jaxchop.recover.optimizer import learning_rate, make_optimizer, updates_done
 from jaxchop.recover.signals import Wish
 
-Step = Callable[..., tuple[Llama, Any, "Metrics"]]
+Step = Callable[..., tuple[Any, Any, "Metrics"]]
+Join = Callable[[Any, Any], Llama]
 
 
 class Metrics(NamedTuple):
@@ -35,15 +36,24 @@ class Metrics(NamedTuple):
   skipped: jax.Array
 
 
-def init_optimizer(config: RecoverConfig, model: Any) -> Any:
-  """Returns the optimizer state of a run that starts now; its moments have the shapes of the parameters."""
-  return make_optimizer(config.optimizer, config.steps).init(model)
+def whole(trained: Llama, frozen: None) -> Llama:
+  """Returns the model where all of it trains."""
+  del frozen
+  return trained
 
 
-def make_step(config: RecoverConfig) -> Step:
-  """Returns step(model, opt_state, batch, skipped=0, limit=inf, wish=0), to be jitted with the first two donated.
+def init_optimizer(config: RecoverConfig, trained: Any) -> Any:
+  """Returns the optimizer state of a run that starts now; its moments have the shapes of the trained parameters."""
+  return make_optimizer(config.optimizer, config.steps).init(trained)
 
-  A step whose loss or gradient is not finite, or whose loss is above `limit`, returns model and opt_state unchanged. So
+
+def make_step(config: RecoverConfig, join: Join = whole) -> Step:
+  """Returns step(trained, opt_state, batch, skipped=0, limit=inf, wish=0, frozen=None), to be jitted with two donated.
+
+  `join` makes the model of its trained and its frozen parameters, which get no gradient; by default the trained ones
+  are the model itself.
+
+  A step whose loss or gradient is not finite, or whose loss is above `limit`, returns its first two unchanged. So
   does every step behind more than `config.skip_nonfinite` in a row that were not finite: passing the `skipped` of the
   step before lets steps be queued behind one whose metrics nobody has read yet. `wish` holds one number a device, from
   the process that it belongs to; where one of them is Wish.FAIL, nothing changes either.
@@ -65,24 +75,31 @@ def make_step(config: RecoverConfig) -> Step:
   )
 
   def step(
-    model: Any, opt_state: Any, batch: Batch, skipped: Any = 0, limit: Any = jnp.inf, wish: Any = Wish.NONE
-  ) -> tuple[Llama, Any, Metrics]:
-    loss, grads = mean_loss_and_gradient(loss_of, model, batch, config.accumulate)
+    trained: Any,
+    opt_state: Any,
+    batch: Batch,
+    skipped: Any = 0,
+    limit: Any = jnp.inf,
+    wish: Any = Wish.NONE,
+    frozen: Any = None,
+  ) -> tuple[Any, Any, Metrics]:
+    joined_loss = lambda trained, batch: loss_of(join(trained, frozen), batch)  # noqa: E731
+    loss, grads = mean_loss_and_gradient(joined_loss, trained, batch, config.accumulate)
     norm = optax.tree.norm(grads)
     sound, go = jnp.isfinite(loss) & jnp.isfinite(norm), jnp.asarray(skipped) <= config.skip_nonfinite
     strongest = jnp.max(jnp.asarray(wish))
     applied = sound & go & (loss <= limit) & (strongest != Wish.FAIL)
-    updates, new_state = optimizer.update(grads, opt_state, model)
-    new = jax.tree.map(jnp.add, model, updates), new_state
+    updates, new_state = optimizer.update(grads, opt_state, trained)
+    new = jax.tree.map(jnp.add, trained, updates), new_state
     in_a_row = jnp.where(go, jnp.where(sound, 0, skipped + 1), skipped)
     metrics = Metrics(loss, norm, rate(updates_done(opt_state)), applied, strongest, in_a_row)
-    return *jax.tree.map(partial(jnp.where, applied), new, (model, opt_state)), metrics
+    return *jax.tree.map(partial(jnp.where, applied), new, (trained, opt_state)), metrics
 
   return step
 
 
 def mean_loss_and_gradient(
-  loss_of: Callable[[Llama, Batch], jax.Array], model: Llama, batch: Batch, accumulate: int
+  loss_of: Callable[[Any, Batch], jax.Array], trained: Any, batch: Batch, accumulate: int
 ) -> tuple[jax.Array, Any]:
   """Returns the mean loss a token and its gradient, summed over `accumulate` micro-batches one after the other.
 
@@ -91,11 +108,11 @@ def mean_loss_and_gradient(
   share_BT = batch.weight / jnp.sum(batch.weight)
   batch = batch._replace(weight=share_BT)
   if accumulate == 1:
-    return jax.value_and_grad(loss_of)(model, batch)
+    return jax.value_and_grad(loss_of)(trained, batch)
   # A micro-batch takes every so many-th row, so that rows spread over devices stay where they are.
   parts = jax.tree.map(lambda a: jnp.moveaxis(a.reshape(-1, accumulate, *a.shape[1:]), 1, 0), batch)
 
   def add(total: Any, part: Batch) -> tuple[Any, None]:
-    return jax.tree.map(jnp.add, total, jax.value_and_grad(loss_of)(model, part)), None
+    return jax.tree.map(jnp.add, total, jax.value_and_grad(loss_of)(trained, part)), None
 
-  return jax.lax.scan(add, (jnp.zeros(()), jax.tree.map(jnp.zeros_like, model)), parts)[0]
+  return jax.lax.scan(add, (jnp.zeros(()), jax.tree.map(jnp.zeros_like, trained)), parts)[0]

@@ -92,7 +92,8 @@ def _opening(source: str, plan: Plan, summary: Mapping[str, Any]) -> str:
   tokens = Fields("summary.json", summary).integer("tokens")
   gone = f"{_inert(source)} with {len(plan.drop)} of its {plan.layers} decoder layers removed"
   if tokens:
-    return f"{gone}, then trained on {wording.count(tokens)} tokens to recover. Made with jaxchop."
+    head = " Its output head, the source's embedding, became a parameter of its own." if summary.get("untied") else ""
+    return f"{gone}, then trained on {wording.count(tokens)} tokens to recover.{head} Made with jaxchop."
   return f"{gone}. It was **not trained afterwards** and needs recovery. Made with jaxchop."
 
 

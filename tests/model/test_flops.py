@@ -7,7 +7,7 @@ from flax import nnx
 
 from jaxchop.data.batch import batch_of
 from jaxchop.model.config import LlamaConfig
-from jaxchop.model.flops import Flops, forward_flops, training_flops
+from jaxchop.model.flops import Flops, forward_flops
 from jaxchop.model.llama import Llama
 from jaxchop.recover.objective import summed_loss
 
@@ -39,14 +39,14 @@ def test_a_training_step_is_what_xla_counts_but_for_the_recomputed_attention() -
   def loss(model, batch):
     return summed_loss(model, batch, layout="unrolled", remat="none")
 
-  expected = square(training_flops(CONFIG, LAYERS, T))
+  expected = square(forward_flops(CONFIG, LAYERS, T).times(3))
   # The block of queries keeps nothing for its backward pass.
   expected = expected._replace(attention=4 / 3 * expected.attention)
   assert counted(jax.value_and_grad(loss), model, batch) == pytest.approx(expected.total, rel=0.06)
 
 
 def test_six_operations_a_weight_and_token_and_causal_attention() -> None:
-  kernels, attention, head = training_flops(CONFIG, LAYERS, T)
+  kernels, attention, head = forward_flops(CONFIG, LAYERS, T).times(3)
   layer = 128 * (8 * 32) * 2 + 128 * (2 * 32) * 2 + 3 * 128 * 384
   assert (kernels, head) == (6 * LAYERS * layer, 6 * 128 * 512)
   # PaLM's 12 L N H T, halved.

@@ -10,10 +10,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tiny_run import CONFIG, tiny_model
 
-from jaxchop.config import OptimizerConfig
+from jaxchop.config import GroupConfig, OptimizerConfig, RecoverConfig
 from jaxchop.errors import UsageError
 from jaxchop.model.tree import flatten
 from jaxchop.recover.optimizer import decayed, learning_rate, make_optimizer, updates_done
+from jaxchop.recover.trainable import way_of
 
 
 def rates(steps: int, **changes: float) -> np.ndarray:
@@ -121,3 +122,29 @@ def test_muon_moves_kernels_along_their_singular_vectors_as_far_as_adam_and_the_
   assert (along > 0.6 * 0.2 * 48**0.5).all() and (along < 1.3 * 0.2 * 48**0.5).all()
   for name in ("embedding", "norm.scale", "layers.0.attention_norm.scale"):
     np.testing.assert_allclose(found[name], -np.sign(flatten(gradient)[name]), rtol=1e-4)
+
+
+def test_a_group_has_its_own_rate_and_decay_and_follows_the_schedule() -> None:
+  norms = GroupConfig(match=r".*norm\.scale", learning_rate=0.0)
+  heads = GroupConfig(match="embedding|head", learning_rate=1e-4, weight_decay=0.0)
+  rest = GroupConfig(match=r"layers\..*", weight_decay=0.0, learning_rate=5e-3)
+  plain, grouped = OptimizerConfig(learning_rate=1e-3), OptimizerConfig(learning_rate=1e-3, groups=(norms, heads, rest))
+  model = tiny_model()
+  grads = jax.tree.map(jnp.ones_like, model)
+  found = []
+  for config in (plain, dataclasses.replace(plain, weight_decay=0.0), grouped):
+    optimizer = make_optimizer(config, 20)
+    found.append(flatten(optimizer.update(grads, optimizer.init(model), model)[0]))
+  decaying, bare, own = found
+  assert not np.any(own["norm.scale"]) and not np.any(own["layers.1.mlp_norm.scale"])
+  np.testing.assert_allclose(own["embedding"], 0.1 * bare["embedding"], rtol=1e-6)
+  np.testing.assert_allclose(own["layers.0.mlp.up.kernel"], 5 * bare["layers.0.mlp.up.kernel"], rtol=1e-6)
+  assert np.any(decaying["embedding"] != bare["embedding"])
+
+
+def test_a_group_that_names_nothing_is_refused() -> None:
+  groups = (GroupConfig(match=r"layers\.7\..*", learning_rate=1e-4),)
+  with pytest.raises(UsageError, match=r"recover\.optimizer\.groups: .* fits no whole name of a parameter; there are"):
+    way_of(RecoverConfig(optimizer=OptimizerConfig(groups=groups)), CONFIG, 3)
+  with pytest.raises(UsageError, match=r"recover\.optimizer\.learning_rate is 0"):
+    make_optimizer(OptimizerConfig(learning_rate=0.0, groups=groups), 3)

@@ -85,13 +85,14 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Whole]:
 def test_a_run_says_before_its_first_step_what_it_will_do(whole: Whole) -> None:
   begin, end = (next(i for i, text in enumerate(whole.said) if text.startswith(w)) for w in ("devices", "Recovering"))
   said, plan = whole.said[begin:end], whole.done.plan
-  assert said[:3] == [
+  assert said[:4] == [
     "devices: 1 × CPU",
+    "trains: 8,000 of 8,000 parameters (all)",
     "weights: 29 arrays, 32\u00a0kB, whole on every device, 32\u00a0kB a device",
     "optimizer: 60 arrays, 64\u00a0kB, whole on every device, 64\u00a0kB a device",
   ]
-  assert "at the peak by the compiler's estimate" in said[3] and "attention by XLA" in said[4]
-  assert said[5].startswith("to come: 20 steps, 960 tokens, 5.1e+07 FLOP; at least ")
+  assert "at the peak by the compiler's estimate" in said[4] and "attention by XLA" in said[5]
+  assert said[6].startswith("to come: 20 steps, 960 tokens, 5.1e+07 FLOP; at least ")
   assert (plan["steps"], plan["tokens"], plan["flops"]) == (20, 960, 20 * plan["flops_per_step"])
   assert plan["memory"]["peak"] >= plan["memory"]["arguments"] > 96_000
 
