@@ -26,6 +26,7 @@ Criterion = Literal[
 ]
 Merging = Literal["laco", "slm", "mka", "streamline", "linear_map"]
 Bos = Literal["none", "first", "every"]
+Target = Literal["q", "k", "v", "o", "gate", "up", "down"]
 Tracker = Literal["tensorboard", "wandb", "trackio"]
 
 
@@ -258,6 +259,20 @@ class PartialConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class AdapterConfig:
+  """The adapters of lora, dora and qlora; the defaults are those of Shortened LLaMA and Reassessing."""
+
+  rank: int = 8
+  """Columns of the first thin matrix, rows of the second."""
+  alpha: float = 16.0
+  """The product of both is scaled by alpha / rank."""
+  dropout: float = 0.05
+  """Share of an adapter's inputs that a training step leaves out."""
+  targets: tuple[Target, ...] = ("q", "k", "v", "o", "gate", "up", "down")
+  """Projections that get an adapter, in every layer."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class RecoverConfig:
   """Training of the pruned model, which gives it its quality back."""
 
@@ -265,8 +280,9 @@ class RecoverConfig:
   """Optimizer steps; 0 leaves a recipe's pruned model as it is; of a fork, those of its decay."""
   fork: str | None = None
   """A wsd run whose stable phase this run takes over, as runs/x or runs/x@STEP; its rate only falls, over steps."""
-  trainable: Literal["all", "partial", "replacement"] = "all"
-  """What trains: every weight, those that partial names, or only the layers that prune.merge made."""
+  trainable: Literal["all", "partial", "replacement", "lora", "dora", "qlora"] = "all"
+  """What trains: every weight, those that partial names, only the layers that prune.merge made, or adapters beside the
+  weights, which qlora holds in four bits."""
   batch_size: int = 4
   """Sequences a step, over all micro-batches."""
   seq_len: int = 256
@@ -306,6 +322,7 @@ class RecoverConfig:
   seed: int = 0
   """Decides the order of the training records."""
   partial: PartialConfig = field(default_factory=PartialConfig)
+  adapter: AdapterConfig = field(default_factory=AdapterConfig)
   mesh: MeshConfig = field(default_factory=MeshConfig)
   optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
 

@@ -34,7 +34,7 @@ from jaxchop.prune import plan as plans
 from jaxchop.prune.criteria import named
 from jaxchop.prune.plan import Plan
 from jaxchop.prune.surgery import keep_layers
-from jaxchop.recover.frozen import recovered_weights
+from jaxchop.recover.frozen import recovered_parts
 from jaxchop.recover.loop import recover
 from jaxchop.recover.outcome import Recovered
 from jaxchop.recover.step import make_step
@@ -311,7 +311,7 @@ def _made(plan: Plan) -> bool:
 
 def _here(model: Llama, folder: Path) -> Llama:
   """Returns a model that lies over several processes, whole in this one: its last checkpoint is."""
-  return recovered_weights(RunFolder(folder).checkpoints, model.config, len(model.layers))[0]
+  return recovered_parts(RunFolder(folder).checkpoints, model.config, len(model.layers)).model
 
 
 def _places(model: Llama, layers: Layers, keep: Layers) -> Llama:

@@ -16,7 +16,7 @@ from jaxchop.model.llama import Llama
 from jaxchop.prune import plan as plans
 from jaxchop.prune.merge import apply_merges
 from jaxchop.prune.plan import Plan, read_plan
-from jaxchop.recover.frozen import recovered_weights
+from jaxchop.recover.frozen import Parts, recovered_parts
 from jaxchop.run_folder import RunFolder
 
 
@@ -50,8 +50,13 @@ class Subject:
   def load(self) -> Llama:
     """Returns the weights in float32: a run's newest verified checkpoint, or its pruned source before the first one."""
     if self.run is not None and self.run.checkpoints.exists():
-      return recovered_weights(self.run.checkpoints, self.checkpoint.architecture, len(self.keep))[0]
+      return self.parts().model
     return cut_without_text(self.checkpoint, self.plan, self.name)
+
+  def parts(self) -> Parts:
+    """Returns what a run trained and what it left as it was, of its newest verified checkpoint."""
+    assert self.run is not None
+    return recovered_parts(self.run.checkpoints, self.checkpoint.architecture, len(self.keep))
 
 
 def _source_of(plan: Plan) -> str:

@@ -17,6 +17,8 @@ class Batch(NamedTuple):
   weight: Any
   # Documents of the tokens [R, S], int32, counted from 1 in each record; None where all of a record is one text.
   segments: Any = None
+  # Random bits of the rows [R, 2], uint32, for what a training step leaves to chance; None where that is nothing.
+  noise: Any = None
 
 
 def batch_of(ids_RS: Any, segments_RS: Any = None) -> Batch:

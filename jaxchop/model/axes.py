@@ -24,4 +24,12 @@ _AXES: dict[str, tuple[str | None, ...]] = {
 
 def axes(name: str) -> tuple[str | None, ...]:
   """Returns the axes of the parameter with a dotted name; norms and the residual stream's biases are not cut."""
-  return _AXES.get(".".join(name.split(".")[-2:]), _AXES.get(name, (None,)))
+  *_, owner, leaf = ("", *name.split("."))
+  if leaf in ("a", "b", "magnitude"):
+    # Adapters: the rank is too short to cut.
+    inputs, outputs = _AXES[f"{owner}.kernel"]
+    return {"a": (inputs, None), "b": (None, outputs), "magnitude": (outputs,)}[leaf]
+  if owner == "kernel":
+    # Codes of four bits, two of which follow one another on the way into an output; their scales are not cut.
+    return _AXES[".".join(name.split(".")[-3:-1])] if leaf == "codes" else (None, None)
+  return _AXES.get(f"{owner}.{leaf}", _AXES.get(name, (None,)))

@@ -29,14 +29,14 @@ Carry = TypeVar("Carry")
 _init = nnx.initializers.normal(0.02)
 # The results of matrix products bear this name. The rest is cheap to compute again, and reading it back from memory
 # would cost more than that.
-_PRODUCT = "product"
-PRODUCTS = jax.checkpoint_policies.save_only_these_names(_PRODUCT)
+PRODUCT = "product"
+PRODUCTS = jax.checkpoint_policies.save_only_these_names(PRODUCT)
 _POLICIES = {
   "dots": PRODUCTS,
   "full": None,
   "offload": jax.checkpoint_policies.save_and_offload_only_these_names(
     names_which_can_be_saved=[],
-    names_which_can_be_offloaded=[_PRODUCT],
+    names_which_can_be_offloaded=[PRODUCT],
     offload_src="device",
     offload_dst="pinned_host",
   ),
@@ -66,7 +66,7 @@ class Linear(nnx.Module):
   def __call__(self, x_BTI: jax.Array) -> jax.Array:
     # Two axes, not three: the kernel's gradient is then one matrix product, where XLA on a CPU would first transpose.
     y_BTO = parted(product(merged(x_BTI, 1), self.kernel[...]), x_BTI, 1)
-    return checkpoint_name(y_BTO if self.bias is None else y_BTO + self.bias[...], _PRODUCT)
+    return checkpoint_name(y_BTO if self.bias is None else y_BTO + self.bias[...], PRODUCT)
 
 
 class Attention(nnx.Module):
@@ -87,7 +87,7 @@ class Attention(nnx.Module):
     q_BTNH = rotate(self.q(x_BTD).reshape(heads), *turn)
     k_BTKH = rotate(self.k(x_BTD).reshape(heads), *turn)
     v_BTKH = self.v(x_BTD).reshape(heads)
-    y_BTNH = checkpoint_name(attend(q_BTNH, k_BTKH, v_BTKH), _PRODUCT)
+    y_BTNH = checkpoint_name(attend(q_BTNH, k_BTKH, v_BTKH), PRODUCT)
     return self.o(y_BTNH.reshape(*x_BTD.shape[:2], -1))
 
 

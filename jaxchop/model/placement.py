@@ -7,6 +7,7 @@ A sequence that is spread over devices lies on them in stripes: the first of c d
 Shapes: M rows, I axis summed over, O output axis, V table rows, D table width, B batch, T sequence.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -56,6 +57,14 @@ def lookup(table_VD: jax.Array, ids_M: jax.Array) -> jax.Array:
     return table_VD[ids_M]
   table_VD = gathered(table_VD, ids_M[..., None])
   return table_VD.at[ids_M].get(out_sharding=PartitionSpec(*rows, None))
+
+
+def placed(function: Callable[..., jax.Array], spec: PartitionSpec | None, *arguments: Any) -> jax.Array:
+  """Returns the function's result, spread as `spec` says; inside, the compiler decides what lies where."""
+  if spec is None:
+    return function(*arguments)
+  free: Any = jax.sharding.auto_axes(function, out_sharding=spec)
+  return free(*arguments)
 
 
 def merged(x: jax.Array, kept: int) -> jax.Array:

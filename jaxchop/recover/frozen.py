@@ -8,7 +8,7 @@ import json
 import logging
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -20,7 +20,7 @@ from jaxchop.model.tree import flatten
 from jaxchop.parallel.channel import Channel
 from jaxchop.recover import digest
 from jaxchop.recover.checkpoint import Checkpoints, load_weights
-from jaxchop.recover.trainable import Flat, settings_of, way_of
+from jaxchop.recover.trainable import Flat, Way, settings_of, way_of
 
 log = logging.getLogger("jaxchop")
 _FOLDER = "frozen"
@@ -52,10 +52,22 @@ def held(folder: Path, frozen: Flat, begun: Mapping[str, Any], hosts: Channel) -
   return frozen, fingerprint
 
 
-def recovered_weights(
-  checkpoints: Path, architecture: LlamaConfig, layers: int, step: int | None = None
-) -> tuple[Llama, dict[str, Any]]:
-  """Returns (model, meta) of a run whole in this process, at `step` or its newest checkpoint that verifies.
+class Parts(NamedTuple):
+  """What a run consists of, whole in this process."""
+
+  way: Way
+  trained: Flat
+  frozen: Flat
+  # What the checkpoint says of itself and its run.
+  meta: dict[str, Any]
+
+  @property
+  def model(self) -> Llama:
+    return self.way.stock(self.trained, self.frozen)
+
+
+def recovered_parts(checkpoints: Path, architecture: LlamaConfig, layers: int, step: int | None = None) -> Parts:
+  """Returns the parts of a run at `step` or its newest checkpoint that verifies.
 
   Raises JaxchopError when no checkpoint, or not the one asked for, is there and whole.
   """
@@ -63,7 +75,8 @@ def recovered_weights(
   way = way_of(settings_of(meta["config"]), architecture, layers)
   rest = flatten(way.like).keys() - way.names
   frozen = load_weights(checkpoints.parent / _FOLDER)[0] if rest else {}
-  return way.stock(*({name: jnp.asarray(value) for name, value in flat.items()} for flat in (trained, frozen))), meta
+  on_device = lambda flat: {name: jnp.asarray(leaf) for name, leaf in flat.items()}  # noqa: E731
+  return Parts(way, on_device(trained), on_device(frozen), meta)
 
 
 def _fingerprint(frozen: Flat, hosts: Channel) -> str:

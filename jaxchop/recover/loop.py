@@ -70,9 +70,9 @@ def recover(
   _refuse_another(hosts.gather("what is trained", identity))
   compile_seconds = 0.0
   way = way_of(config, model.config, len(model.layers))
-  model = way.prepare(model)
   mesh = make_mesh(config.mesh, model.config, config.batch_size // config.accumulate, config.seq_len)
   with stop_signals() as stop, jax.set_mesh(mesh) if mesh is not None else contextlib.nullcontext():
+    model = way.prepare(model)
     model = spread(model, mesh) if mesh is not None else model
     run = Run(model, way, config, Path(folder), identity, mesh, origin, hosts)
     with contextlib.closing(run.curve):
@@ -94,11 +94,12 @@ def recover(
         raise
       run.finish()
       run.journal.note("end", step=run.step)
+    recovered = run.model
     if wish := _heard(run, stop, hosts):
       kind, name = (Preempted, "SIGTERM") if wish == Wish.TERMINATE else (Interrupted, "SIGINT")
       where = f"step {run.step} of {config.steps}, saved in {run.checkpoints.folder}"
       raise kind(f"{name} after {where}; run the same command again to go on")
-  return outcome(run, compile_seconds)
+  return outcome(run, recovered, compile_seconds)
 
 
 def _check_evaluation(config: RecoverConfig, held_out: NDArray[np.int32] | None) -> None:

@@ -3,11 +3,18 @@
 Shapes: B batch, T sequence, S = T + 1 tokens of a packed record.
 """
 
+from functools import partial
+from typing import Any
+
 import jax
+import jax.numpy as jnp
 
 from jaxchop.data.batch import Batch
+from jaxchop.model.adapter import noisy
 from jaxchop.model.llama import Layout, Llama, Remat, hidden
 from jaxchop.model.loss import next_token_loss
+from jaxchop.model.nf4 import EXACT
+from jaxchop.model.tree import dotted
 from jaxchop.parallel.sharding import in_stripes
 
 
@@ -26,13 +33,21 @@ def summed_loss(
 
   The weights are cast to `compute_dtype` here, so gradients come back in the dtype of the master weights.
   """
-  model = jax.tree.map(lambda p: p.astype(compute_dtype), model)
+  model = jax.tree_util.tree_map_with_path(partial(_computing, compute_dtype), model)
+  if batch.noise is not None:
+    model = noisy(model, batch.noise)
   if layout == "unrolled":
     model = jax.tree.map(_settled, model)
   ids_BT, target_BT, weight_BT = map(in_stripes, (batch.ids[:, :-1], batch.ids[:, 1:], batch.weight))
   segments_BT = None if batch.segments is None else batch.segments[:, :-1]
   x_BTD = model.norm(hidden(model, ids_BT, segments_BT=segments_BT, layout=layout, remat=remat))
   return next_token_loss(x_BTD, model.head_DV(), target_BT, weight_BT, z_loss=z_loss)
+
+
+def _computing(dtype: str, path: tuple[Any, ...], p: jax.Array) -> jax.Array:
+  """Returns a parameter as it is computed with: codes, and what belongs to their scales, stay."""
+  exact = not jnp.issubdtype(p.dtype, jnp.floating) or dotted(path).rpartition(".")[2] in EXACT
+  return p if exact else p.astype(dtype)
 
 
 @jax.custom_vjp

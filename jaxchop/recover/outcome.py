@@ -47,15 +47,15 @@ def untrained(model: Llama) -> Recovered:
   )
 
 
-def outcome(run: Run, compile_seconds: float) -> Recovered:
-  """Returns what a run has come to, over all its restarts."""
+def outcome(run: Run, model: Llama, compile_seconds: float) -> Recovered:
+  """Returns what a run has come to with its model, over all its restarts."""
   steps = run.curve.steps
   seconds = sum(line["seconds"] for line in steps)
   losses = [line["loss"] for line in steps if line["loss"] is not None]
   events = read_journal(run.journal.path)
   plans = [event["plan"] for event in events if event["event"] == "plan"]
   return Recovered(
-    model=run.model,
+    model=model,
     steps=run.step,
     tokens=run.tokens,
     seconds=seconds,

@@ -12,6 +12,7 @@ from jaxchop.config import RecoverConfig
 from jaxchop.data.batch import Batch
 from jaxchop.errors import UsageError
 from jaxchop.model.llama import Llama
+from jaxchop.recover.adapters import row_noise
 from jaxchop.recover.objective import summed_loss
 from jaxchop.recover.optimizer import learning_rate, make_optimizer, updates_done
 from jaxchop.recover.signals import Wish
@@ -74,6 +75,8 @@ def make_step(config: RecoverConfig, join: Join = whole) -> Step:
     z_loss=config.z_loss,
   )
 
+  leaves_out = config.trainable in ("lora", "dora", "qlora") and config.adapter.dropout > 0
+
   def step(
     trained: Any,
     opt_state: Any,
@@ -83,6 +86,8 @@ def make_step(config: RecoverConfig, join: Join = whole) -> Step:
     wish: Any = Wish.NONE,
     frozen: Any = None,
   ) -> tuple[Any, Any, Metrics]:
+    if leaves_out:
+      batch = batch._replace(noise=row_noise(config.seed, updates_done(opt_state), batch.ids))
     joined_loss = lambda trained, batch: loss_of(join(trained, frozen), batch)  # noqa: E731
     loss, grads = mean_loss_and_gradient(joined_loss, trained, batch, config.accumulate)
     norm = optax.tree.norm(grads)

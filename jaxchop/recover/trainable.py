@@ -7,16 +7,19 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from flax import nnx
 
-from jaxchop.config import PartialConfig, RecoverConfig
+from jaxchop.config import AdapterConfig, PartialConfig, RecoverConfig
 from jaxchop.errors import UsageError
 from jaxchop.layers import parse_layers
+from jaxchop.model.adapter import Adapted, linears
 from jaxchop.model.config import LlamaConfig
 from jaxchop.model.flops import Flops, forward_flops
 from jaxchop.model.llama import Llama
 from jaxchop.model.tree import abstract, dotted, flatten, unflatten
 from jaxchop.prune.plan import Plan
+from jaxchop.recover.adapters import TRAINED, with_adapters
 
 Flat = dict[str, Any]
 _LAYER = re.compile(r"layers\.(\d+)\.")
@@ -58,29 +61,43 @@ class Way:
     return unflatten(self.like, {**frozen, **trained})
 
   def stock(self, trained: Mapping[str, Any], frozen: Mapping[str, Any]) -> Llama:
-    """Returns the model with its parameters as any other's."""
-    return jax.tree.map(
-      lambda p: nnx.Param(p.get_value()) if isinstance(p, Frozen) else p,
-      self.join(trained, frozen),
-      is_leaf=lambda node: isinstance(node, nnx.Variable),
-    )
+    """Returns the model with its parameters as any other's; adapters are merged into their kernels."""
+    model = self.join(trained, frozen)
+    flat = {**frozen, **trained}
+    for name, linear in linears(model):
+      if isinstance(linear, Adapted):
+        flat[f"{name}.kernel"] = jax.jit(Adapted.merged_kernel)(linear)
+    like = abstract(self.like.config, len(self.like.layers))
+    return unflatten(like, {name: flat[name] for name in flatten(like)})
+
+  def base(self, frozen: Mapping[str, Any]) -> Llama:
+    """Returns the model that the adapters were trained on, as any other."""
+    flat, like = dict(frozen), abstract(self.like.config, len(self.like.layers))
+    for name, linear in linears(unflatten(self.like, {**dict.fromkeys(self.names), **frozen})):
+      if isinstance(linear, Adapted):
+        flat[f"{name}.kernel"] = linear.kernel[...]
+    return unflatten(like, {name: flat[name] for name in flatten(like)})
 
   def flops(self, length: int) -> Flops:
     """Returns the operations a token of a training step over sequences of `length` tokens."""
     sizes = {name: leaf.size for name, leaf in flatten(self.like).items() if leaf.ndim == 2}
+    # Two codes of a kernel in four bits are one element.
+    sizes |= {name.removesuffix(".codes"): 2 * size for name, size in sizes.items() if name.endswith(".codes")}
     reached, inputs, attention = "embedding" in self.names, 0, 0
     for layer in range(len(self.like.layers)):
       for part in _PARTS:
         # The gradient of a product's input is wanted only where something before it trains.
-        inputs += reached * sum(sizes.get(f"layers.{layer}.{name}.kernel", 0) for name in part)
+        leaves = ("kernel", "a") if reached else ()
+        inputs += sum(sizes.get(f"layers.{layer}.{name}.{leaf}", 0) for name in part for leaf in (*leaves, "b"))
         attention += reached and part == _BEHIND_ATTENTION
-        own = (f"layers.{layer}.{name}.{leaf}" for name in part for leaf in ("kernel", "bias", "scale"))
+        own = (f"layers.{layer}.{name}.{leaf}" for name in part for leaf in ("kernel", "bias", "scale", *TRAINED))
         reached = reached or any(name in self.names for name in own)
     trained = sum(size for name, size in sizes.items() if name in self.names and name not in ("embedding", "head"))
+    thin = sum(size for name, size in sizes.items() if name.rpartition(".")[2] in TRAINED)
     config, head = self.like.config, "head" in self.names or (self.like.config.tied and "embedding" in self.names)
     forward = forward_flops(config, len(self.like.layers), length)
     return Flops(
-      forward.kernels + 2 * inputs + 2 * trained,
+      forward.kernels + 2 * (thin + inputs + trained),
       forward.attention * (1 + 2 * attention / len(self.like.layers)),
       forward.head * (1 + (reached or "norm.scale" in self.names) + head),
     )
@@ -98,6 +115,15 @@ def way_of(config: RecoverConfig, architecture: LlamaConfig, layers: int) -> Way
     case "partial":
       chosen = functools.partial(_chosen, config.partial, layers)
       way = _way(untied if config.partial.head else _as_it_is, chosen, architecture, layers)
+    case "lora" | "dora" | "qlora":
+      prepare = functools.partial(
+        with_adapters,
+        config=config.adapter,
+        seed=config.seed,
+        dora=config.trainable == "dora",
+        quantised=config.trainable == "qlora",
+      )
+      way = _way(prepare, _of_adapters, architecture, layers)
     case "replacement":
       raise UsageError("recover.trainable: replacement needs a recipe whose prune.merge makes layers; name the layers")
   for group in config.optimizer.groups:
@@ -132,25 +158,20 @@ def replacements(plan: Plan) -> PartialConfig:
 
 def settings_of(written: Mapping[str, Any]) -> RecoverConfig:
   """Returns settings with all that decides the way, of settings that a checkpoint's meta holds."""
-  partial: dict[str, Any] = {
-    name: tuple(value) if isinstance(value, list) else value for name, value in written["partial"].items()
-  }
-  return RecoverConfig(trainable=written["trainable"], partial=PartialConfig(**partial))
+
+  def of(part: str) -> dict[str, Any]:
+    return {name: tuple(value) if isinstance(value, list) else value for name, value in written[part].items()}
+
+  partial, adapter = PartialConfig(**of("partial")), AdapterConfig(**of("adapter"))
+  return RecoverConfig(trainable=written["trainable"], partial=partial, adapter=adapter)
 
 
 def untied(model: Llama) -> Llama:
   """Returns the model with a head of its own, a copy of the embedding where it was tied; all else is shared."""
   if not model.config.tied:
     return model
-  embedding = model.embedding.get_value()
-  abstracted = isinstance(embedding, jax.ShapeDtypeStruct)
-  head = jax.eval_shape(_turned, embedding) if abstracted else jax.jit(_turned)(embedding)
   like = abstract(dataclasses.replace(model.config, tied=False), len(model.layers))
-  return unflatten(like, {**flatten(model), "head": head})
-
-
-def _turned(embedding_VD: jax.Array) -> jax.Array:
-  return embedding_VD.T
+  return unflatten(like, {**flatten(model), "head": jax.jit(jnp.transpose)(model.embedding[...])})
 
 
 def _as_it_is(model: Llama) -> Llama:
@@ -163,7 +184,7 @@ def _way(
   architecture: LlamaConfig,
   layers: int,
 ) -> Way:
-  like = prepare(abstract(architecture, layers))
+  like = jax.eval_shape(prepare, abstract(architecture, layers))
   names = chosen(frozenset(flatten(like)))
 
   def marked(path: tuple[Any, ...], p: nnx.Param) -> nnx.Param:
@@ -171,6 +192,10 @@ def _way(
 
   like = jax.tree_util.tree_map_with_path(marked, like, is_leaf=lambda node: isinstance(node, nnx.Variable))
   return Way(like=like, names=names, prepare=prepare)
+
+
+def _of_adapters(names: frozenset[str]) -> frozenset[str]:
+  return frozenset(name for name in names if name.rpartition(".")[2] in TRAINED)
 
 
 def _chosen(config: PartialConfig, layers: int, names: frozenset[str]) -> frozenset[str]:

@@ -20,7 +20,7 @@ from jaxchop.model.flops import forward_flops
 from jaxchop.model.llama import Llama
 from jaxchop.model.tree import abstract, flatten
 from jaxchop.recover.checkpoint import load_weights
-from jaxchop.recover.frozen import recovered_weights
+from jaxchop.recover.frozen import recovered_parts
 from jaxchop.recover.loop import recover
 from jaxchop.recover.objective import summed_loss
 from jaxchop.recover.outcome import Recovered
@@ -129,9 +129,9 @@ def test_only_what_trains_is_in_a_checkpoint_and_in_the_optimizer(tmp_path: Path
   trained, _ = way(last=1).split(untied(tiny_model()))
   state = flatten(init_optimizer(partly(last=1), trained))
   assert {name.split("mu.")[-1] for name in state if "mu." in name} == way(last=1).names
-  found, meta = recovered_weights(tmp_path / "checkpoints", CONFIG, LAYERS)
-  assert meta["step"] == 20 and not found.config.tied
-  jax.tree.map(np.testing.assert_array_equal, found, done.model)
+  found = recovered_parts(tmp_path / "checkpoints", CONFIG, LAYERS)
+  assert found.meta["step"] == 20 and not found.model.config.tied
+  jax.tree.map(np.testing.assert_array_equal, found.model, done.model)
 
 
 @pytest.mark.optimised
