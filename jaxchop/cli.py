@@ -126,6 +126,12 @@ def _evaluate(parser: _Parser) -> None:
 def _export(parser: _Parser) -> None:
   parser.add_argument("run", help="run folder whose newest verified weights are written")
   parser.add_argument("-o", "--out", required=True, help="Hugging Face folder to write")
+  parser.add_argument(
+    "--adapter",
+    metavar="BASE",
+    help="write the adapters of a lora, dora or qlora run alone, as a folder for peft; BASE is the pruned model that "
+    "they belong to, a folder or hub id (`jaxchop prune --plan RUN/plan.json` writes it)",
+  )
   parser.add_argument("--overwrite", action="store_true", help="replace a folder that jaxchop wrote")
   parser.add_class_arguments(ExportConfig)
 

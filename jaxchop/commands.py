@@ -156,6 +156,8 @@ def export(options: Any) -> dict[str, Any]:
   subject = Subject(options.run)
   if subject.plan is None:
     raise UsageError(f"{options.run} is no run folder with a plan.json; `jaxchop prune` writes folders from models")
+  if options.adapter:
+    return stages.write_adapters(subject, options.adapter, Path(options.out), overwrite=options.overwrite)
   exported = stages.write(
     subject, subject.load(), subject.plan, Path(options.out), options, overwrite=options.overwrite
   )

@@ -137,7 +137,10 @@ def _evaluate(console: rich.console.Console, result: Result) -> None:
 
 def _export(console: rich.console.Console, result: Result) -> None:
   _say(console, f"wrote {result['folder']}")
-  _check(console, result["check"])
+  if "check" in result:
+    _check(console, result["check"])
+  else:
+    _say(console, f"adapters of {result['parameters']:,} parameters for {result['base']}")
 
 
 def _check(console: rich.console.Console, result: Result) -> None:

@@ -17,7 +17,9 @@ from jaxchop.files import write_json
 from jaxchop.hub.builtin import BUILTIN, MODEL_CARD
 from jaxchop.hub.check import CheckReport, check_in_fresh_process
 from jaxchop.hub.export import Exported, config_dtype, export_model
+from jaxchop.hub.load import open_checkpoint
 from jaxchop.hub.names import EMBEDDING, layer_of
+from jaxchop.hub.peft import write_adapter
 from jaxchop.layers import without
 from jaxchop.model.llama import Llama
 from jaxchop.prune import scores_file
@@ -28,6 +30,7 @@ from jaxchop.prune.plan import Plan, to_json
 from jaxchop.prune.score import Score, Scores, score
 from jaxchop.prune.select import Sizes, choose, how_many, targets
 from jaxchop.prune.surgery import keep_layers
+from jaxchop.recover.trainable import ADAPTERS, settings_of
 from jaxchop.report.card import model_card
 from jaxchop.subject import Subject
 
@@ -225,6 +228,27 @@ def write(
     readme=card(subject, plan, summary=summary, recipe=recipe),
     provenance={"reference": str(subject.run.path.resolve()), "plan": to_json(plan), "recipe": recipe},
   )
+
+
+def write_adapters(subject: Subject, base: str, out: Path, *, overwrite: bool) -> dict[str, Any]:
+  """Writes a run's adapters as a folder for peft; `base` is what loaders find the model under that they belong to.
+
+  Raises UsageError when the run trained something else, or the base has another shape.
+  """
+  parts = subject.parts()
+  settings = settings_of(parts.meta["config"])
+  if settings.trainable not in ADAPTERS:
+    raise UsageError(f"--adapter: {subject.name} trained {settings.trainable}, not adapters; export it as a model")
+  checkpoint = open_checkpoint(base)
+  own = checkpoint.architecture, checkpoint.layers
+  if own != (subject.checkpoint.architecture, len(subject.keep)):
+    raise UsageError(
+      f"--adapter: {base} is not the model that {subject.name} trained, of {len(subject.keep)} layers; write it with "
+      f"`jaxchop prune {subject.checkpoint.name} --plan {subject.name}/plan.json -o …`"
+    )
+  provenance = {"run": subject.name, "step": parts.meta["step"], "trainable": settings.trainable}
+  files = write_adapter(parts.trained, settings.adapter, out, base=base, provenance=provenance, overwrite=overwrite)
+  return {"folder": str(out), "files": files, "base": base, "parameters": sum(a.size for a in parts.trained.values())}
 
 
 def check(folder: Path, source: str | None = None) -> CheckReport:

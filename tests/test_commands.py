@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
+from safetensors.numpy import load_file
 
 from jaxchop.cli import main
 from jaxchop.prune.criteria import DEFINITIONS
@@ -190,6 +191,26 @@ def test_recover_export_and_evaluate_a_run(here, model, capsys):
   by_path = {entry["path"]: next(iter(entry["perplexity"].values())) for entry in models}
   assert by_path["run"] == by_path["out"] != by_path[model]
   assert "window 32" in said(capsys, "evaluate", "out", *MEASURING, *SMALL)
+
+
+def test_adapters_of_a_run_are_written_for_peft(here, model, capsys):
+  training = ["--steps", "2", "--batch_size", "2", "--seq_len", "32", "--trainable", "lora", "--adapter.rank", "2"]
+  answer(capsys, "recover", model, "-o", "run", *training, *SMALL)
+  found = answer(capsys, "export", "run", "-o", "adapter", "--adapter", model)
+  assert found["parameters"] == sum(tensor.size for tensor in load_file("adapter/adapter_model.safetensors").values())
+  settings = json.loads(Path("adapter/adapter_config.json").read_text())
+  assert (settings["base_model_name_or_path"], settings["r"]) == (model, 2)
+  assert model in said(capsys, "export", "run", "-o", "adapter", "--adapter", model, "--overwrite")
+  answer(capsys, "prune", model, "--drop", "1", "-o", "small")
+  assert main(["export", "run", "-o", "x", "--adapter", "small", "--quiet"]) == 2
+  assert "small is not the model that run trained, of 4 layers" in capsys.readouterr().err
+  assert not Path("x").exists()
+
+
+def test_a_run_without_adapters_has_none_to_write(here, model, capsys):
+  answer(capsys, "recover", model, "-o", "run", "--steps", "1", "--batch_size", "2", "--seq_len", "32", *SMALL)
+  assert main(["export", "run", "-o", "x", "--adapter", model, "--quiet"]) == 2
+  assert "run trained all, not adapters" in capsys.readouterr().err
 
 
 def test_generate_continues_each_prompt_and_sampling_is_decided_by_the_seed(model, capsys):

@@ -16,6 +16,7 @@ from jaxchop.recover.adapters import row_noise
 from jaxchop.recover.objective import summed_loss
 from jaxchop.recover.optimizer import learning_rate, make_optimizer, updates_done
 from jaxchop.recover.signals import Wish
+from jaxchop.recover.trainable import ADAPTERS
 
 Step = Callable[..., tuple[Any, Any, "Metrics"]]
 Join = Callable[[Any, Any], Llama]
@@ -75,7 +76,7 @@ def make_step(config: RecoverConfig, join: Join = whole) -> Step:
     z_loss=config.z_loss,
   )
 
-  leaves_out = config.trainable in ("lora", "dora", "qlora") and config.adapter.dropout > 0
+  leaves_out = config.trainable in ADAPTERS and config.adapter.dropout > 0
 
   def step(
     trained: Any,

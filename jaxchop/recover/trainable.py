@@ -22,6 +22,8 @@ from jaxchop.prune.plan import Plan
 from jaxchop.recover.adapters import TRAINED, with_adapters
 
 Flat = dict[str, Any]
+# Ways that train adapters beside the weights.
+ADAPTERS = ("lora", "dora", "qlora")
 _LAYER = re.compile(r"layers\.(\d+)\.")
 # The parts of a layer in the order of a forward pass; attention itself stands before its output projection.
 _BEHIND_ATTENTION = ("attention.o",)
