@@ -273,6 +273,22 @@ class AdapterConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class DistillConfig:
+  """What the model learns from a teacher beside the text."""
+
+  weight: float = 0.0
+  """Weight of the divergence between the next-token distributions; the cross-entropy has the rest of 1."""
+  divergence: Literal["forward", "reverse", "jensen_shannon"] = "forward"
+  """Of teacher against student, of student against teacher, or of both against their mean."""
+  temperature: float = 1.0
+  """Logits of both are divided by it."""
+  hidden: float = 0.0
+  """Weight of the relative squared error of the states behind each layer against those behind its original."""
+  teacher: str | None = None
+  """A folder, a .gguf file or a hub id with the same tokenizer; unset, the unpruned model."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class RecoverConfig:
   """Training of the pruned model, which gives it its quality back."""
 
@@ -323,6 +339,7 @@ class RecoverConfig:
   """Decides the order of the training records."""
   partial: PartialConfig = field(default_factory=PartialConfig)
   adapter: AdapterConfig = field(default_factory=AdapterConfig)
+  distill: DistillConfig = field(default_factory=DistillConfig)
   mesh: MeshConfig = field(default_factory=MeshConfig)
   optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
 

@@ -38,6 +38,7 @@ from jaxchop.recover.frozen import recovered_parts
 from jaxchop.recover.loop import recover
 from jaxchop.recover.outcome import Recovered
 from jaxchop.recover.step import make_step
+from jaxchop.recover.teacher import needed
 from jaxchop.recover.trackers import require
 from jaxchop.recover.trainable import replacements, way_of
 from jaxchop.run_folder import RunFolder, standing, stood
@@ -78,6 +79,7 @@ class Job:
     if recipe.recover.steps:
       # Refused now, not when an hour of scoring and measuring is over.
       make_step(recipe.recover)
+      needed(recipe.recover.distill)
       require(recipe.recover.track)
       self._mesh()
       if recipe.recover.evaluate_every:
@@ -164,10 +166,11 @@ class Job:
 
   def recovered(self) -> Recovered:
     """Returns the pruned model after continued pretraining; the whole one is let go first."""
-    corpora, cut_by, start = self.corpora, self.cut_by, self.start()
+    corpora, cut_by, start, teacher = self.corpora, self.cut_by, self.start(), self._teacher()
+    keep = self.plan.keep if self.recipe.recover.distill.teacher is None else None
     for name in ("small", "whole"):
       self.__dict__.pop(name, None)
-    return self._recover(start, self.recipe.recover.steps, self.folder.path, corpora, cut_by)
+    return self._recover(start, self.recipe.recover.steps, self.folder.path, corpora, cut_by, teacher, keep)
 
   def start(self) -> Llama:
     """Returns the pruned model where recovery wants it: what is in no memory yet, each process reads its parts of."""
@@ -200,6 +203,19 @@ class Job:
     settings, architecture = self.recipe.recover, self.subject.checkpoint.architecture
     return make_mesh(settings.mesh, architecture, settings.batch_size // settings.accumulate, settings.seq_len)
 
+  def _teacher(self) -> Llama | None:
+    """Returns the model that a recovery learns from beside the text, if it does."""
+    settings = self.recipe.recover.distill
+    if not needed(settings):
+      return None
+    if settings.teacher is None and not self.plan.drop:
+      raise UsageError("recover.distill.teacher: this recipe prunes nothing; name the model to learn from")
+    mesh = self._mesh()
+    if settings.teacher is None and mesh is None:
+      return self.whole
+    named = self.subject.checkpoint if settings.teacher is None else open_checkpoint(settings.teacher)
+    return load_model(named, sharding=None if mesh is None else functools.partial(placement, mesh=mesh))
+
   @functools.cached_property
   def training(self) -> RecoverConfig:
     """The settings of recovery, in which the layers that the plan made are named."""
@@ -212,7 +228,14 @@ class Job:
     return settings
 
   def _recover(
-    self, start: Llama, steps: int, folder: Path, corpora: Mapping[str, Packed], cut_by: tuple[Any, ...]
+    self,
+    start: Llama,
+    steps: int,
+    folder: Path,
+    corpora: Mapping[str, Packed],
+    cut_by: tuple[Any, ...],
+    teacher: Llama | None,
+    keep: Layers | None,
   ) -> Recovered:
     settings, data = dataclasses.replace(self.training, steps=steps), self.recipe.data
     schedule = {step: [shares.get(name, 0.0) for name in corpora] for step, shares in data.weights.items()}
@@ -233,7 +256,19 @@ class Job:
     digests: Any = {name: packed.digest for name, packed in corpora.items()}
     identity = [digests, data.weights] if data.corpora else digests[""]
     meta = {"source": self.subject.identity, "cut": json.loads(json.dumps(cut_by, default=str)), "data": identity}
-    return recover(start, batches, settings, folder, meta=meta, held_out=self._held_out(), hosts=self.hosts)
+    if settings.distill.teacher is not None:
+      meta["teacher"] = self.hosts.first("teacher", lambda: Subject(settings.distill.teacher).identity)
+    return recover(
+      start,
+      batches,
+      settings,
+      folder,
+      meta=meta,
+      held_out=self._held_out(),
+      hosts=self.hosts,
+      teacher=teacher,
+      keep=keep,
+    )
 
   def _held_out(self) -> NDArray[np.int32] | None:
     """Returns the windows on which a recovery is measured in between, if it is."""
@@ -300,7 +335,9 @@ class Job:
     start = _places(self._after(before), before, keep)
     folder = self.folder.path / "rounds" / f"{len(keep)}-layers"
     about = (self._rounds[: number + 1], self.recipe.prune.recover_between)
-    model = self._recover(start, self.recipe.prune.recover_between, folder, self.corpora, about).model
+    between = self.recipe.prune.recover_between
+    original = keep if self.recipe.recover.distill.teacher is None else None
+    model = self._recover(start, between, folder, self.corpora, about, self._teacher(), original).model
     return model if self.hosts.count == 1 else _here(model, folder)
 
 

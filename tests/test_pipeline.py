@@ -10,6 +10,7 @@ import pytest
 
 from jaxchop.config import (
   DataConfig,
+  DistillConfig,
   EvaluateConfig,
   MergingConfig,
   MeshConfig,
@@ -99,6 +100,25 @@ def test_a_head_that_trains_alone_is_exported_untied_and_the_card_says_so(recipe
   export = tmp_path / "run" / "export"
   assert json.loads((export / "config.json").read_text())["tie_word_embeddings"] is False
   assert "Its output head, the source's embedding, became a parameter of its own." in (export / "README.md").read_text()
+
+
+@pytest.mark.parametrize("mesh", [MeshConfig(fsdp=1), MeshConfig(fsdp=2)], ids=["one device", "two"])
+def test_the_unpruned_model_teaches_the_adapters_of_the_pruned_one(recipe, tmp_path, mesh):
+  distill = DistillConfig(weight=0.5, hidden=0.5)
+  training = dataclasses.replace(recipe.recover, trainable="lora", distill=distill, mesh=mesh)
+  found = run(dataclasses.replace(recipe, out=str(tmp_path / "run"), recover=training))
+  assert found["check"]["ok"]
+  lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+  assert len(lines) == 3 and all(line["divergence"] > 0 and line["hidden_error"] > 0 for line in lines)
+
+
+def test_where_nothing_is_pruned_a_teacher_must_be_named(recipe, tiny_folder, tmp_path):
+  settings = dataclasses.replace(recipe.recover, distill=DistillConfig(weight=1.0))
+  job = dataclasses.replace(recipe, out=str(tmp_path / "run"), prune=PruneConfig(keep="0:4"), recover=settings)
+  with pytest.raises(UsageError, match=r"recover\.distill\.teacher: this recipe prunes nothing"):
+    run(job)
+  named = dataclasses.replace(settings, distill=DistillConfig(weight=1.0, teacher=str(tiny_folder(seed=1))))
+  assert run(dataclasses.replace(job, recover=named))["check"]["ok"]
 
 
 @pytest.mark.parametrize(

@@ -32,4 +32,4 @@ def axes(name: str) -> tuple[str | None, ...]:
   if owner == "kernel":
     # Codes of four bits, two of which follow one another on the way into an output; their scales are not cut.
     return _AXES[".".join(name.split(".")[-3:-1])] if leaf == "codes" else (None, None)
-  return _AXES.get(f"{owner}.{leaf}", _AXES.get(name, (None,)))
+  return _AXES.get(f"{owner}.{leaf}", _AXES.get(leaf, (None,)))

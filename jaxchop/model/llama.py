@@ -209,6 +209,20 @@ def hidden(
 
   Each of the segments goes through the model as if it stood alone.
   """
+  return hidden_and(model, ids_BT, lambda *_: None, segments_BT=segments_BT, layout=layout, remat=remat)[0]
+
+
+def hidden_and(
+  model: Llama,
+  ids_BT: jax.Array,
+  look: Callable[[jax.Array, Any], Any],
+  per_layer: Any = None,
+  *,
+  segments_BT: jax.Array | None = None,
+  layout: Layout = "scan",
+  remat: Remat = "dots",
+) -> tuple[jax.Array, Any]:
+  """Returns `hidden`, and what `look(x_BTD, per_layer[l])` sees of the stream that leaves each block l, stacked."""
   turn = rotation(model.config, positions(ids_BT, segments_BT))
   attend = functools.partial(attention.causal_attention, segments_BT=segments_BT)
 
@@ -219,7 +233,8 @@ def hidden(
     # A scan keeps forward and backward apart by itself; unrolled, the compiler would undo the recomputation.
     run = jax.checkpoint(run, policy=_POLICIES[remat], prevent_cse=layout != "scan")
 
-  def body(layer: Block, x_BTD: jax.Array, _: None) -> tuple[jax.Array, None]:
-    return run(layer, x_BTD), None
+  def body(layer: Block, x_BTD: jax.Array, given: Any) -> tuple[jax.Array, Any]:
+    x_BTD = run(layer, x_BTD)
+    return x_BTD, look(x_BTD, given)
 
-  return walk(model.layers, model.embed(ids_BT), body, layout=layout)[0]
+  return walk(model.layers, model.embed(ids_BT), body, per_layer, layout=layout)

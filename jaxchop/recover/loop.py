@@ -31,6 +31,7 @@ from jaxchop.recover.profile import Profile
 from jaxchop.recover.run import FREE, Run
 from jaxchop.recover.signals import Stop, Wish, stop_signals
 from jaxchop.recover.step import make_step
+from jaxchop.recover.teacher import beside, needed
 from jaxchop.recover.trackers import Trackers, require
 from jaxchop.recover.trainable import way_of
 
@@ -46,11 +47,15 @@ def recover(
   meta: Mapping[str, Any] | None = None,
   held_out: NDArray[np.int32] | None = None,
   hosts: Channel = ALONE,
+  teacher: Llama | None = None,
+  keep: Sequence[int] | None = None,
 ) -> Recovered:
   """Trains what `config.trainable` says for `config.steps` steps, from the newest checkpoint in `folder` if it has one.
 
   With `config.evaluate_every`, `held_out` are windows [N, seq_len + 1] whose loss is measured in between.
   A fork (`config.fork`) begins with another run's checkpoint and counts its steps on from there.
+
+  With `config.distill` it learns from `teacher` too, of which its layers were those in `keep`.
 
   `model` is left as it is. `folder` gets `checkpoints/` and `metrics.jsonl`. `meta`, plain JSON, says what is trained
   on what; every checkpoint keeps it, and a run goes on only where it is the same. Raises JaxchopError on a loss or
@@ -62,6 +67,8 @@ def recover(
     raise UsageError(f"recover.steps is {config.steps}; it takes at least one step to recover a model")
   require(config.track)
   _check_evaluation(config, held_out)
+  if needed(config.distill) != (teacher is not None):
+    raise UsageError("recover.distill: give a teacher and a weight or hidden above 0, or neither")
   identity = json.loads(json.dumps({**(meta or {}), "config": dataclasses.asdict(config)}))
   origin = None
   if config.fork is not None:
@@ -73,8 +80,11 @@ def recover(
   mesh = make_mesh(config.mesh, model.config, config.batch_size // config.accumulate, config.seq_len)
   with stop_signals() as stop, jax.set_mesh(mesh) if mesh is not None else contextlib.nullcontext():
     model = way.prepare(model)
-    model = spread(model, mesh) if mesh is not None else model
-    run = Run(model, way, config, Path(folder), identity, mesh, origin, hosts)
+    taught = beside(teacher, model, way.split(model)[1], config.distill, keep) if teacher is not None else None
+    if mesh is not None:
+      model = spread(model, mesh)
+      taught = taught and (taught[0], spread(taught[1], mesh))
+    run = Run(model, way, config, Path(folder), identity, mesh, origin, hosts, taught)
     with contextlib.closing(run.curve):
       try:
         if run.step < config.steps and not _heard(run, stop, hosts):
@@ -134,7 +144,10 @@ def _compiled(config: RecoverConfig, run: Run, segments: bool) -> tuple[Callable
   with stage("Compiling the training step", 1, "programs") as bar:
     options = compiler_options(deterministic=config.deterministic)
     step = jax.jit(
-      make_step(config, run.way.join), donate_argnums=(0, 1), out_shardings=(*places, None), compiler_options=options
+      make_step(config, run.way.join, run.teacher),
+      donate_argnums=(0, 1),
+      out_shardings=(*places, None),
+      compiler_options=options,
     )
     scalars = np.int32(0), np.float32(np.inf), told(run.mesh, Wish.NONE)
     program = step.lower(run.trained, run.opt_state, batch, *scalars, run.frozen).compile()

@@ -33,15 +33,24 @@ def summed_loss(
 
   The weights are cast to `compute_dtype` here, so gradients come back in the dtype of the master weights.
   """
+  model = computing(model, batch, compute_dtype, layout)
+  ids_BT, target_BT, weight_BT, segments_BT = inputs(batch)
+  x_BTD = model.norm(hidden(model, ids_BT, segments_BT=segments_BT, layout=layout, remat=remat))
+  return next_token_loss(x_BTD, model.head_DV(), target_BT, weight_BT, z_loss=z_loss)
+
+
+def computing(model: Llama, batch: Batch, compute_dtype: str, layout: Layout) -> Llama:
+  """Returns the model as a step computes with it: cast, and with what this batch leaves out."""
   model = jax.tree_util.tree_map_with_path(partial(_computing, compute_dtype), model)
   if batch.noise is not None:
     model = noisy(model, batch.noise)
-  if layout == "unrolled":
-    model = jax.tree.map(_settled, model)
+  return jax.tree.map(_settled, model) if layout == "unrolled" else model
+
+
+def inputs(batch: Batch) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array | None]:
+  """Returns ids_BT, target_BT, weight_BT and segments_BT or None, positions spread over devices as the mesh says."""
   ids_BT, target_BT, weight_BT = map(in_stripes, (batch.ids[:, :-1], batch.ids[:, 1:], batch.weight))
-  segments_BT = None if batch.segments is None else batch.segments[:, :-1]
-  x_BTD = model.norm(hidden(model, ids_BT, segments_BT=segments_BT, layout=layout, remat=remat))
-  return next_token_loss(x_BTD, model.head_DV(), target_BT, weight_BT, z_loss=z_loss)
+  return ids_BT, target_BT, weight_BT, None if batch.segments is None else batch.segments[:, :-1]
 
 
 def _computing(dtype: str, path: tuple[Any, ...], p: jax.Array) -> jax.Array:

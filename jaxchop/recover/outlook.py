@@ -28,14 +28,15 @@ def outlook(run: Run, program: Any) -> dict[str, Any]:
   config, mesh = run.config, run.mesh
   devices, left = devices_of(mesh), config.steps - run.step
   tokens = config.batch_size * config.seq_len
-  flops = tokens * run.way.flops(config.seq_len).total
+  teacher = run.teacher.flops(config.seq_len) if run.teacher else 0.0
+  flops = tokens * (run.way.flops(config.seq_len).total + teacher)
   top = peak(devices, config.compute_dtype)
   return {
     "devices": len(devices),
     "device_kind": devices[0].device_kind,
     "processes": len({device.process_index for device in devices}),
     "mesh": {} if mesh is None else {axis: length for axis, length in mesh.shape.items() if length > 1},
-    "trainable": {"way": config.trainable, "parameters": _size(run.trained), "frozen": _size(run.frozen)},
+    "trainable": {"way": config.trainable, "parameters": _size(run.trained), "model": run.way.size},
     "placement": _placement({"weights": run.trained, "frozen weights": run.frozen, "optimizer": run.opt_state}),
     "memory": _memory(program, own(devices)),
     "attention": attention.kernel(),
@@ -60,8 +61,7 @@ def in_words(known: Mapping[str, Any]) -> list[str]:
   steps = f"{known['steps']:,} steps, {count(known['tokens'])} tokens, {known['flops']:.1e} FLOP"
   return [
     f"devices: {known['devices']} × {kind}{hosts}" + (f", mesh {mesh}" if mesh else ""),
-    f"trains: {count(trains['parameters'])} of {count(trains['parameters'] + trains['frozen'])} parameters "
-    f"({trains['way']})",
+    f"trains: {count(trains['parameters'])} parameters ({trains['way']}) of a model of {count(trains['model'])}",
     *(
       f"{one['what']}: {one['arrays']} arrays, {size(one['bytes'])}, {_where(one['cut'])}, "
       f"{size(one['bytes_per_device'])} a device"

@@ -26,6 +26,7 @@ from jaxchop.recover.frozen import held
 from jaxchop.recover.journal import Journal
 from jaxchop.recover.signals import Wish
 from jaxchop.recover.step import Metrics, init_optimizer
+from jaxchop.recover.teacher import Teacher
 from jaxchop.recover.trainable import Flat, Way
 from jaxchop.recover.watch import Watch
 
@@ -34,6 +35,8 @@ log = logging.getLogger("jaxchop")
 FREE = {"accumulate", "layout", "remat", "mesh", "checkpoint_every", "keep_checkpoints", "keep_every", "keep_best"}
 FREE |= {"evaluate_every", "evaluate_windows", "deterministic"}
 FREE |= {"skip_nonfinite", "spike", "track", "profile_steps"}
+# A teacher and its own weights.
+Taught = tuple[Teacher, Flat]
 # What a checkpoint says of itself, not of its run.
 _OF_A_STEP = {"step", "tokens", "watch", "held_out_loss", "frozen"}
 
@@ -51,6 +54,7 @@ class Run:
     mesh: Mesh | None = None,
     origin: Origin | None = None,
     hosts: Channel = ALONE,
+    teacher: Taught | None = None,
   ):
     """The model is prepared by its way; with a mesh, it is spread over it and the mesh is set (`jax.set_mesh`).
 
@@ -62,7 +66,10 @@ class Run:
     trained, frozen = way.split(model)
     begun = _begin(self.checkpoints, trained, config, identity, mesh, origin)
     self.step, self.trained, self.opt_state = begun.step, begun.model, begun.opt_state
+    # The frozen weights, a teacher's own among them, which are no part of the model.
     self.frozen, self._frozen = held(folder, frozen, begun.meta, hosts)
+    self.teacher, own = teacher or (None, {})
+    self.frozen = self.frozen | own
     self.journal, self.clock = Journal(folder / "journal.jsonl"), Clock()
     curve = read_curve(folder / "metrics.jsonl")
     # The last step that any process has told of; the steps up to there are told a second time, by other numbers never.
@@ -110,7 +117,8 @@ class Run:
     if self._running is None:
       return
     metrics, self._running = self._running, None
-    loss, norm, rate, applied, wish, skipped = (np.asarray(value).item() for value in metrics)
+    loss, norm, rate, applied, wish, skipped = (np.asarray(value).item() for value in metrics[:-1])
+    told = {name: _finite(np.asarray(value).item()) for name, value in metrics.told.items()}
     took, self.wish = self.clock.settle(), Wish(wish)
     if self.wish == Wish.FAIL:
       self.step -= 1
@@ -125,6 +133,7 @@ class Run:
     # JSON has no number for what is not finite.
     line = {"step": self.step, "loss": _finite(loss), "loss_hex": loss.hex(), "grad_norm": _finite(norm)}
     line |= {"learning_rate": rate, "tokens": self.tokens, "seconds": took.seconds}
+    line |= told
     line |= {"tokens_per_second": self.config.batch_size * self.config.seq_len / took.seconds}
     line |= {"mfu": _finite(self.least_seconds / took.seconds), "data_wait": took.data_wait, "time": time.time()}
     if self._save_seconds:

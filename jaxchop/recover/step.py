@@ -16,6 +16,7 @@ from jaxchop.recover.adapters import row_noise
 from jaxchop.recover.objective import summed_loss
 from jaxchop.recover.optimizer import learning_rate, make_optimizer, updates_done
 from jaxchop.recover.signals import Wish
+from jaxchop.recover.teacher import Teacher, distilled
 from jaxchop.recover.trainable import ADAPTERS
 
 Step = Callable[..., tuple[Any, Any, "Metrics"]]
@@ -36,6 +37,8 @@ class Metrics(NamedTuple):
   wish: jax.Array
   # Steps in a row, this one among them, that changed nothing because their loss or gradient was not finite.
   skipped: jax.Array
+  # What else the step minimises, a token: {"divergence": …, "hidden_error": …} where a teacher is beside it.
+  told: dict[str, jax.Array]
 
 
 def whole(trained: Llama, frozen: None) -> Llama:
@@ -49,11 +52,11 @@ def init_optimizer(config: RecoverConfig, trained: Any) -> Any:
   return make_optimizer(config.optimizer, config.steps).init(trained)
 
 
-def make_step(config: RecoverConfig, join: Join = whole) -> Step:
+def make_step(config: RecoverConfig, join: Join = whole, teacher: Teacher | None = None) -> Step:
   """Returns step(trained, opt_state, batch, skipped=0, limit=inf, wish=0, frozen=None), to be jitted with two donated.
 
   `join` makes the model of its trained and its frozen parameters, which get no gradient; by default the trained ones
-  are the model itself.
+  are the model itself. A `teacher` is made of the frozen ones too.
 
   A step whose loss or gradient is not finite, or whose loss is above `limit`, returns its first two unchanged. So
   does every step behind more than `config.skip_nonfinite` in a row that were not finite: passing the `skipped` of the
@@ -89,8 +92,15 @@ def make_step(config: RecoverConfig, join: Join = whole) -> Step:
   ) -> tuple[Any, Any, Metrics]:
     if leaves_out:
       batch = batch._replace(noise=row_noise(config.seed, updates_done(opt_state), batch.ids))
-    joined_loss = lambda trained, batch: loss_of(join(trained, frozen), batch)  # noqa: E731
-    loss, grads = mean_loss_and_gradient(joined_loss, trained, batch, config.accumulate)
+
+    def objective(trained: Any, batch: Batch) -> tuple[jax.Array, dict[str, jax.Array]]:
+      if teacher is not None:
+        return distilled(join(trained, frozen), teacher.join(frozen), teacher.keep, batch, config)
+      loss = loss_of(join(trained, frozen), batch)
+      return loss, {"loss": loss}
+
+    (_, told), grads = mean_loss_and_gradient(objective, trained, batch, config.accumulate, has_aux=True)
+    loss = told.pop("loss")
     norm = optax.tree.norm(grads)
     sound, go = jnp.isfinite(loss) & jnp.isfinite(norm), jnp.asarray(skipped) <= config.skip_nonfinite
     strongest = jnp.max(jnp.asarray(wish))
@@ -98,27 +108,31 @@ def make_step(config: RecoverConfig, join: Join = whole) -> Step:
     updates, new_state = optimizer.update(grads, opt_state, trained)
     new = jax.tree.map(jnp.add, trained, updates), new_state
     in_a_row = jnp.where(go, jnp.where(sound, 0, skipped + 1), skipped)
-    metrics = Metrics(loss, norm, rate(updates_done(opt_state)), applied, strongest, in_a_row)
+    metrics = Metrics(loss, norm, rate(updates_done(opt_state)), applied, strongest, in_a_row, told)
     return *jax.tree.map(partial(jnp.where, applied), new, (trained, opt_state)), metrics
 
   return step
 
 
 def mean_loss_and_gradient(
-  loss_of: Callable[[Any, Batch], jax.Array], trained: Any, batch: Batch, accumulate: int
-) -> tuple[jax.Array, Any]:
+  loss_of: Callable[[Any, Batch], Any], trained: Any, batch: Batch, accumulate: int, *, has_aux: bool = False
+) -> tuple[Any, Any]:
   """Returns the mean loss a token and its gradient, summed over `accumulate` micro-batches one after the other.
 
-  Each micro-batch counts by its weights, so cutting the batch differently gives the same result. `loss_of` sums.
+  Each micro-batch counts by its weights, so cutting the batch differently gives the same result. `loss_of` sums; with
+  `has_aux` it returns beside the loss a pytree of other sums, and so does this of means.
   """
   share_BT = batch.weight / jnp.sum(batch.weight)
   batch = batch._replace(weight=share_BT)
+  compute = jax.value_and_grad(loss_of, has_aux=has_aux)
   if accumulate == 1:
-    return jax.value_and_grad(loss_of)(trained, batch)
+    return compute(trained, batch)
   # A micro-batch takes every so many-th row, so that rows spread over devices stay where they are.
   parts = jax.tree.map(lambda a: jnp.moveaxis(a.reshape(-1, accumulate, *a.shape[1:]), 1, 0), batch)
 
   def add(total: Any, part: Batch) -> tuple[Any, None]:
-    return jax.tree.map(jnp.add, total, jax.value_and_grad(loss_of)(trained, part)), None
+    return jax.tree.map(jnp.add, total, compute(trained, part)), None
 
-  return jax.lax.scan(add, (jnp.zeros(()), jax.tree.map(jnp.zeros_like, trained)), parts)[0]
+  values, _ = jax.eval_shape(compute, trained, jax.tree.map(lambda a: a[0], parts))
+  zeros = jax.tree.map(lambda value: jnp.zeros(value.shape, value.dtype), values)
+  return jax.lax.scan(add, (zeros, jax.tree.map(jnp.zeros_like, trained)), parts)[0]

@@ -60,7 +60,8 @@ class Way:
 
   def join(self, trained: Mapping[str, Any], frozen: Mapping[str, Any]) -> Llama:
     """Returns the model that trains."""
-    return unflatten(self.like, {**frozen, **trained})
+    flat = {**frozen, **trained}
+    return unflatten(self.like, {name: flat[name] for name in flatten(self.like)})
 
   def stock(self, trained: Mapping[str, Any], frozen: Mapping[str, Any]) -> Llama:
     """Returns the model with its parameters as any other's; adapters are merged into their kernels."""
@@ -79,6 +80,11 @@ class Way:
       if isinstance(linear, Adapted):
         flat[f"{name}.kernel"] = linear.kernel[...]
     return unflatten(like, {name: flat[name] for name in flatten(like)})
+
+  @property
+  def size(self) -> int:
+    """The parameters of the model as any other's."""
+    return sum(leaf.size for leaf in jax.tree.leaves(abstract(self.like.config, len(self.like.layers))))
 
   def flops(self, length: int) -> Flops:
     """Returns the operations a token of a training step over sequences of `length` tokens."""

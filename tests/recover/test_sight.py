@@ -87,7 +87,7 @@ def test_a_run_says_before_its_first_step_what_it_will_do(whole: Whole) -> None:
   said, plan = whole.said[begin:end], whole.done.plan
   assert said[:4] == [
     "devices: 1 × CPU",
-    "trains: 8,000 of 8,000 parameters (all)",
+    "trains: 8,000 parameters (all) of a model of 8,000",
     "weights: 29 arrays, 32\u00a0kB, whole on every device, 32\u00a0kB a device",
     "optimizer: 60 arrays, 64\u00a0kB, whole on every device, 64\u00a0kB a device",
   ]

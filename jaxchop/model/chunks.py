@@ -1,0 +1,65 @@
+"""A batch in chunks of tokens, so that their logits over the whole vocabulary never exist all at once.
+
+A chunk takes as many tokens of every device, so that rows and positions spread over devices stay where they are; the
+vocabulary may be spread too. Shapes: M tokens, C those of a chunk, D width, V vocabulary.
+"""
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import PartitionSpec
+
+from jaxchop.model.placement import lookup, parts_of, spec_of
+
+# Tokens whose logits a device holds at once: large enough for full matrix speed, small against the weights themselves.
+CHUNK = 1024
+
+
+def logits(w_VD: jax.Array, x_CD: jax.Array) -> jax.Array:
+  """Returns logits_VC in float32: with the vocabulary first, XLA on a CPU is faster at all products with them."""
+  spec, rows = spec_of(w_VD), spec_of(x_CD)
+  out = None if spec is None or rows is None else PartitionSpec(spec[0], rows[0])
+  return jnp.einsum("VD,CD->VC", w_VD, x_CD, preferred_element_type=jnp.float32, out_sharding=out)
+
+
+def einsum(letters: str, a: jax.Array, b: jax.Array, like: jax.Array) -> jax.Array:
+  """Returns the product, summed in float32 and spread over devices as `like` is."""
+  return jnp.einsum(letters, a, b, preferred_element_type=jnp.float32, out_sharding=spec_of(like))
+
+
+def target_logit(head_VD: jax.Array, x_CD: jax.Array, target_C: jax.Array) -> jax.Array:
+  """Returns one logit a token, from the head's own column: in the logits it may lie on any device."""
+  return jnp.sum(x_CD.astype(jnp.float32) * lookup(head_VD, target_C).astype(jnp.float32), axis=-1)
+
+
+def is_target(logits_VC: jax.Array, target_C: jax.Array) -> jax.Array:
+  """Returns the mask_VC that is true at each token's target."""
+  return jax.lax.broadcasted_iota(target_C.dtype, logits_VC.shape, 0) == target_C
+
+
+def gradients(
+  slope_VC: jax.Array, w_VD: jax.Array, x_CD: jax.Array, grad_VD: jax.Array | None
+) -> tuple[jax.Array | None, jax.Array]:
+  """Returns the head's gradient so far with that of a chunk, None where none is kept, and the chunk's own grad_CD."""
+  if grad_VD is not None:
+    grad_VD = grad_VD + einsum("VC,CD->VD", slope_VC, x_CD, grad_VD)
+  # Of the two orders, the faster one on one core of a CPU; on two cores there is no difference.
+  return grad_VD, einsum("VD,VC->DC", w_VD, slope_VC, x_CD.T).T
+
+
+def split(a_M: jax.Array, most: int) -> jax.Array:
+  """Cuts tokens into chunks of at most `most` a device; the last one is filled with zeros (weight 0, target 0)."""
+  parts = parts_of(a_M, 0)
+  held = len(a_M) // parts
+  chunks = -(-held // most)
+  size = -(-held // chunks)
+  a_SM = a_M.reshape(parts, held, *a_M.shape[1:])
+  a_SM = jnp.pad(a_SM, [(0, 0), (0, chunks * size - held)] + [(0, 0)] * (a_M.ndim - 1))
+  return jnp.moveaxis(a_SM.reshape(parts, chunks, size, *a_M.shape[1:]), 1, 0).reshape(chunks, -1, *a_M.shape[1:])
+
+
+def joined(chunks: jax.Array, a_M: jax.Array) -> jax.Array:
+  """Undoes `split` of `a_M`; what follows the tokens may be anything."""
+  parts = parts_of(a_M, 0)
+  a_SM = jnp.moveaxis(chunks.reshape(len(chunks), parts, -1, *chunks.shape[2:]), 0, 1)
+  a_SM = a_SM.reshape(parts, -1, *chunks.shape[2:])[:, : len(a_M) // parts]
+  return a_SM.reshape(len(a_M), *chunks.shape[2:])

@@ -1,0 +1,124 @@
+"""How far a student's next-token distributions are from a teacher's, in chunks: the logits never exist all at once.
+
+The gradient is computed beside the loss, as that of the cross-entropy (model/loss.py). Source: distillation,
+arXiv 1503.02531; reverse and Jensen–Shannon divergence for language models, arXiv 2306.08543 and arXiv 2306.13649.
+Shapes: B batch, T sequence, M = B * T tokens, C those of a chunk, D width of the student, E of the teacher, V
+vocabulary. Losses are in nats.
+"""
+
+from functools import partial
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from jaxchop.model.chunks import CHUNK, gradients, is_target, joined, logits, split, target_logit
+from jaxchop.model.placement import gathered, merged, parted
+
+Divergence = Literal["forward", "reverse", "jensen_shannon"]
+
+
+class Teaching(NamedTuple):
+  """How a student learns from a teacher."""
+
+  # forward: teacher against student; reverse: student against teacher; or both against their mean.
+  kind: Divergence = "forward"
+  # Weight of the divergence; the cross-entropy has the rest of 1.
+  share: float = 1.0
+  # Logits of both are divided by it, and the divergence multiplied by its square, so that gradients stay as large.
+  temperature: float = 1.0
+  # Weight of log(Z)^2 beside the cross-entropy, see next_token_loss.
+  z_loss: float = 0.0
+
+
+def distilled_loss(
+  x_BTD: jax.Array,
+  head_DV: jax.Array,
+  teacher_BTE: jax.Array,
+  teacher_head_EV: jax.Array,
+  target_BT: jax.Array,
+  weight_BT: jax.Array,
+  teaching: Teaching,
+  *,
+  chunk: int = CHUNK,
+) -> tuple[jax.Array, jax.Array]:
+  """Returns the weighted sums over tokens of the cross-entropy and of the divergence, float32 scalars.
+
+  Differentiate the first: its gradient, in `x_BTD` and `head_DV`, is that of (1 - share) * cross-entropy + share *
+  divergence; the second has none. The hidden states left the final norms.
+  """
+  weight_BT = weight_BT.astype(jnp.float32)
+  return _summed(x_BTD, head_DV, teacher_BTE, teacher_head_EV, target_BT, weight_BT, teaching, chunk)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(6, 7))
+def _summed(x_BTD, head_DV, teacher_BTE, teacher_head_EV, target_BT, weight_BT, teaching, chunk):
+  return _computed((x_BTD, head_DV, teacher_BTE, teacher_head_EV, target_BT, weight_BT), teaching, chunk, False)[0]
+
+
+def _forward(x_BTD, head_DV, teacher_BTE, teacher_head_EV, target_BT, weight_BT, teaching, chunk):
+  given = x_BTD, head_DV, teacher_BTE, teacher_head_EV, target_BT, weight_BT
+  return _computed(tuple(one.value for one in given), teaching, chunk, head_DV.perturbed)
+
+
+def _backward(teaching, chunk, grads, slopes):
+  del teaching, chunk
+  return *(jax.tree.map(lambda g: (slopes[0] * g).astype(g.dtype), grads)), None, None, None, None
+
+
+_summed.defvjp(_forward, _backward, symbolic_zeros=True)
+
+
+def _computed(given: tuple[jax.Array, ...], teaching: Teaching, chunk: int, trained: bool) -> tuple[Any, Any]:
+  """Returns both sums, and the gradients of the first in x_BTD and, where that is trained, the head."""
+  x_BTD, head_DV, teacher_BTE, teacher_head_EV, target_BT, weight_BT = given
+  head_VD, rows_MD = gathered(head_DV, x_BTD).T, merged(x_BTD, 1)
+  teacher_VE, rows_ME = gathered(teacher_head_EV, teacher_BTE).T, merged(teacher_BTE, 1)
+
+  def body(carry, part):
+    (loss, divergence), grad_VD = carry
+    x_CD, t_CE, target_C, weight_C = part
+    own_VC, log_z_C = _log_shares(logits(head_VD, x_CD))
+    nll_C = log_z_C - target_logit(head_VD, x_CD, target_C)
+    slope_VC = jnp.exp(own_VC) * (1 + 2 * teaching.z_loss * log_z_C) - is_target(own_VC, target_C)
+    cool = 1 / teaching.temperature
+    q_VC = own_VC if cool == 1 else _log_shares(cool * own_VC)[0]
+    p_VC = _log_shares(cool * logits(teacher_VE, t_CE))[0]
+    apart_C, pull_VC = _divergence(p_VC, q_VC, teaching.kind)
+    # The slope is once divided by the temperature; the loss is multiplied by its square.
+    slope_VC = weight_C * ((1 - teaching.share) * slope_VC + teaching.share * teaching.temperature * pull_VC)
+    grad_VD, grad_CD = gradients(slope_VC.astype(x_CD.dtype), head_VD, x_CD, grad_VD)
+    sums = loss + jnp.sum(nll_C * weight_C), divergence + teaching.temperature**2 * jnp.sum(apart_C * weight_C)
+    return (sums, grad_VD), grad_CD
+
+  start = (jnp.zeros(()), jnp.zeros(())), jnp.zeros_like(head_DV.T, jnp.float32) if trained else None
+  tokens = rows_MD, rows_ME, merged(target_BT, 0), merged(weight_BT, 0)
+  (sums, grad_VD), grad = jax.lax.scan(body, start, tuple(split(a_M, chunk) for a_M in tokens))
+  grad_BTD = parted(joined(grad, rows_MD), x_BTD, 1)
+  return sums, (grad_BTD.astype(x_BTD.dtype), None if grad_VD is None else grad_VD.T.astype(head_DV.dtype))
+
+
+def _log_shares(logits_VC: jax.Array) -> tuple[jax.Array, jax.Array]:
+  """Returns log softmax_VC and the log_z_C that it took off."""
+  log_z_C = jax.nn.logsumexp(logits_VC, axis=0)
+  return logits_VC - log_z_C, log_z_C
+
+
+def _divergence(p_VC: jax.Array, q_VC: jax.Array, kind: Divergence) -> tuple[jax.Array, jax.Array]:
+  """Returns the divergence_C of teacher p and student q, given as logarithms, and its slope_VC in the student's logits.
+
+  Slopes in closed form, so that a student that equals its teacher has none.
+  """
+  if kind == "forward":
+    apart_VC = p_VC - q_VC
+    return jnp.sum(jnp.exp(p_VC) * apart_VC, axis=0), jnp.exp(q_VC) - jnp.exp(p_VC)
+  share_VC = jnp.exp(q_VC)
+  if kind == "reverse":
+    apart_VC = q_VC - p_VC
+    apart_C = jnp.sum(share_VC * apart_VC, axis=0)
+    return apart_C, share_VC * (apart_VC - apart_C)
+  mean_VC = jnp.logaddexp(p_VC, q_VC) - jnp.log(2.0)
+  apart_VC = q_VC - mean_VC
+  apart_C = jnp.sum(share_VC * apart_VC, axis=0)
+  teacher_C = jnp.sum(jnp.exp(p_VC) * (p_VC - mean_VC), axis=0)
+  return (apart_C + teacher_C) / 2, share_VC * (apart_VC - apart_C) / 2
