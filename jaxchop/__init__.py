@@ -9,10 +9,14 @@ from typing import Any
 
 # Public name: the module it lives in, and its name there where that is another.
 _API = {
+  "AdapterConfig": "jaxchop.config",
   "DataConfig": "jaxchop.config",
+  "DistillConfig": "jaxchop.config",
   "EvaluateConfig": "jaxchop.config",
   "ExportConfig": "jaxchop.config",
   "MergingConfig": "jaxchop.config",
+  "OptimizerConfig": "jaxchop.config",
+  "PartialConfig": "jaxchop.config",
   "PruneConfig": "jaxchop.config",
   "Recipe": "jaxchop.config",
   "RecoverConfig": "jaxchop.config",
@@ -54,6 +58,7 @@ _API = {
   # Not `recover`: once imported, the room of that name stands in its place.
   "recover_model": "jaxchop.recover.loop:recover",
   "make_step": "jaxchop.recover.step",
+  "way_of": "jaxchop.recover.trainable",
   "joined": "jaxchop.parallel.hosts",
   "perplexity": "jaxchop.evaluate.perplexity",
   "Protocol": "jaxchop.evaluate.protocol",

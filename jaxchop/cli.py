@@ -183,7 +183,7 @@ _COMMANDS: dict[str, tuple[str, Callable[[_Parser], None]]] = {
   "inspect": ("show architecture, parameters, bytes and tokenizer of a model", _inspect),
   "score": ("score every layer of a model", _score),
   "prune": ("write a model without some of its layers, or only the plan for it", _prune),
-  "recover": ("continue pretraining a model until it is good again", _recover),
+  "recover": ("train a model until it is good again: all of it, parts, or adapters", _recover),
   "evaluate": ("measure perplexity of models side by side", _evaluate),
   "export": ("write a run's weights as a stock Hugging Face folder", _export),
   "check": ("prove that a Hugging Face folder is sound and loads elsewhere", _check),
