@@ -9,17 +9,17 @@ from typing import Any
 
 # Public name: the module it lives in, and its name there where that is another.
 _API = {
-  "AdapterConfig": "jaxchop.config",
+  "AdapterConfig": "jaxchop.training",
   "DataConfig": "jaxchop.config",
-  "DistillConfig": "jaxchop.config",
+  "DistillConfig": "jaxchop.training",
   "EvaluateConfig": "jaxchop.config",
   "ExportConfig": "jaxchop.config",
   "MergingConfig": "jaxchop.config",
-  "OptimizerConfig": "jaxchop.config",
-  "PartialConfig": "jaxchop.config",
+  "OptimizerConfig": "jaxchop.training",
+  "PartialConfig": "jaxchop.training",
   "PruneConfig": "jaxchop.config",
   "Recipe": "jaxchop.config",
-  "RecoverConfig": "jaxchop.config",
+  "RecoverConfig": "jaxchop.training",
   "ScoreConfig": "jaxchop.config",
   "JaxchopError": "jaxchop.errors",
   "compiler_options": "jaxchop.compiler",

@@ -29,11 +29,11 @@ from jaxchop.config import (
   MergingConfig,
   PruneConfig,
   Recipe,
-  RecoverConfig,
   ScoreConfig,
 )
 from jaxchop.errors import JaxchopError, Preempted
 from jaxchop.heap import keep_freed_memory
+from jaxchop.training import RecoverConfig
 
 _TEXT = "files (.txt .md .jsonl .parquet, .gz or .zst; globs; also gs://), tfds://name/config, hf://name, or `builtin`"
 _MODEL = "a folder, a .gguf file, a hub id (org/name[@revision]), `builtin`, or a run folder"

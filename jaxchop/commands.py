@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from jaxchop import stages
-from jaxchop.config import BuildConfig, EvaluateConfig, PruneConfig, Recipe, RecoverConfig, ScoreConfig
+from jaxchop.config import BuildConfig, EvaluateConfig, PruneConfig, Recipe, ScoreConfig
 from jaxchop.data.pack import pack
 from jaxchop.data.packed import open_packed
 from jaxchop.data.remote import is_remote, send, staging
@@ -38,6 +38,7 @@ from jaxchop.prune.scores_file import from_json, read_scores
 from jaxchop.prune.surgery import keep_layers
 from jaxchop.report.page import write_report
 from jaxchop.subject import Subject
+from jaxchop.training import RecoverConfig
 
 
 def run(options: Any) -> dict[str, Any] | None:

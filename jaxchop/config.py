@@ -1,7 +1,9 @@
-"""Every setting of jaxchop: one frozen dataclass a room, one recipe that holds them all."""
+"""Every setting of jaxchop: one frozen dataclass a room, one recipe that holds them all; training has its own file."""
 
 from dataclasses import dataclass, field
 from typing import Literal
+
+from jaxchop.training import RecoverConfig
 
 Pattern = Literal["tail", "head", "middle", "alternate", "max_gap", "random"]
 Criterion = Literal[
@@ -26,8 +28,6 @@ Criterion = Literal[
 ]
 Merging = Literal["laco", "slm", "mka", "streamline", "linear_map"]
 Bos = Literal["none", "first", "every"]
-Target = Literal["q", "k", "v", "o", "gate", "up", "down"]
-Tracker = Literal["tensorboard", "wandb", "trackio"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -182,166 +182,6 @@ class MergingConfig:
   """linear_map: pull of the map towards plain dropping."""
   seed: int = 0
   """streamline: decides the order of the windows."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class GroupConfig:
-  """Parameters that the optimizer treats otherwise than the rest."""
-
-  match: str
-  """A regular expression; the group is the trained parameters whose whole dotted name fits it."""
-  learning_rate: float | None = None
-  """Their highest learning rate; it warms up and falls as the others'."""
-  weight_decay: float | None = None
-  """Their weight decay; norms and biases have none either way."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class OptimizerConfig:
-  """How gradients become updates."""
-
-  kind: Literal["adamw", "lion", "adafactor", "muon"] = "adamw"
-  """muon is for the kernels of the layers; embedding, head, norms and biases go by adamw beside it."""
-  learning_rate: float = 3e-4
-  """Highest learning rate, reached after the warm-up."""
-  schedule: Literal["cosine", "linear", "constant", "wsd"] = "cosine"
-  """How the rate falls; wsd stays at the highest rate and falls linearly at the end."""
-  final_share: float = 0.1
-  """The rate ends at this share of the highest one; constant does not fall."""
-  decay_share: float = 0.2
-  """Share of the steps in which wsd falls."""
-  warmup_steps: int = 10
-  """Steps of linear warm-up from zero."""
-  beta1: float = 0.9
-  """Decay of the first moment; adafactor has none. Of lion and muon, the momentum in the update."""
-  beta2: float = 0.95
-  """Decay of the second moment. Of lion, decay of the momentum; adafactor goes by its own rule."""
-  eps: float = 1e-8
-  """Added to the root of the second moment of adamw."""
-  weight_decay: float = 0.1
-  """Decoupled weight decay of matrices; norms and biases are not decayed."""
-  clip_norm: float = 1.0
-  """Gradients are scaled down to at most this global norm."""
-  groups: tuple[GroupConfig, ...] = ()
-  """Parameters with a learning rate or weight decay of their own; one is of the first group that it fits."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class MeshConfig:
-  """How devices share the work of a step. One axis may be -1: the devices that are left."""
-
-  data: int = 1
-  """Copies of the model, each with rows of the batch of its own."""
-  fsdp: int = -1
-  """Parts that weights and optimizer are cut into; each has rows of its own too."""
-  context: int = 1
-  """Parts that long sequences are cut into; weights and optimizer are cut over these devices too."""
-  tensor: int = 1
-  """Parts that heads, MLP columns and vocabulary are cut into."""
-  wait: float = 300.0
-  """Seconds that the processes of a run wait for each other at the start."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class PartialConfig:
-  """Which parameters `partial` trains; the defaults are those of Reassessing Layer Pruning (arXiv 2411.15558)."""
-
-  last: int = 3
-  """Last layers that train."""
-  layers: str | None = None
-  """Layers of the pruned model that train instead, as 3,7,21:24 (half-open)."""
-  norm: bool = True
-  """The final norm trains."""
-  head: bool = True
-  """The output head trains; one tied to the embedding becomes a parameter of its own."""
-  match: tuple[str, ...] = ()
-  """Regular expressions; parameters whose whole dotted name fits one train too, as 'layers\\.[0-9]+\\.mlp\\..*'."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class AdapterConfig:
-  """The adapters of lora, dora and qlora; the defaults are those of Shortened LLaMA and Reassessing."""
-
-  rank: int = 8
-  """Columns of the first thin matrix, rows of the second."""
-  alpha: float = 16.0
-  """The product of both is scaled by alpha / rank."""
-  dropout: float = 0.05
-  """Share of an adapter's inputs that a training step leaves out."""
-  targets: tuple[Target, ...] = ("q", "k", "v", "o", "gate", "up", "down")
-  """Projections that get an adapter, in every layer."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class DistillConfig:
-  """What the model learns from a teacher beside the text."""
-
-  weight: float = 0.0
-  """Weight of the divergence between the next-token distributions; the cross-entropy has the rest of 1."""
-  divergence: Literal["forward", "reverse", "jensen_shannon"] = "forward"
-  """Of teacher against student, of student against teacher, or of both against their mean."""
-  temperature: float = 1.0
-  """Logits of both are divided by it."""
-  hidden: float = 0.0
-  """Weight of the relative squared error of the states behind each layer against those behind its original."""
-  teacher: str | None = None
-  """A folder, a .gguf file or a hub id with the same tokenizer; unset, the unpruned model."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class RecoverConfig:
-  """Training of the pruned model, which gives it its quality back."""
-
-  steps: int = 60
-  """Optimizer steps; 0 leaves a recipe's pruned model as it is; of a fork, those of its decay."""
-  fork: str | None = None
-  """A wsd run whose stable phase this run takes over, as runs/x or runs/x@STEP; its rate only falls, over steps."""
-  trainable: Literal["all", "partial", "replacement", "lora", "dora", "qlora"] = "all"
-  """What trains: every weight, those that partial names, only the layers that prune.merge made, or adapters beside the
-  weights, which qlora holds in four bits."""
-  batch_size: int = 4
-  """Sequences a step, over all micro-batches."""
-  seq_len: int = 256
-  """Tokens a sequence."""
-  accumulate: int = 1
-  """Micro-batches a step; their gradients are summed and weighted by tokens."""
-  compute_dtype: Literal["float32", "bfloat16"] = "float32"
-  """Type of the forward and backward pass; master weights and optimizer are float32."""
-  z_loss: float = 0.0
-  """Weight of the mean squared logsumexp of the logits, which keeps them from drifting; PaLM took 1e-4."""
-  layout: Literal["scan", "unrolled"] = "scan"
-  """How the step walks the layers: one compiled layer scanned, or each compiled by itself."""
-  remat: Literal["none", "dots", "full", "offload"] = "dots"
-  """What the backward pass keeps of a layer: all, results of products, only its input, or products in host memory."""
-  deterministic: bool = True
-  """A restart is the same run to the last bit on a GPU too; without, its steps are a quarter faster on an H100."""
-  checkpoint_every: int = 50
-  """Steps between two checkpoints."""
-  keep_checkpoints: int = 2
-  """Newest checkpoints kept."""
-  keep_every: int = 0
-  """Checkpoints of steps that this number divides are kept for good; 0 keeps none so."""
-  keep_best: int = 0
-  """Checkpoints kept for the lowest held-out loss; needs evaluate_every."""
-  evaluate_every: int = 0
-  """Steps between two measurements of the held-out loss, each of which is a checkpoint too; 0 measures none."""
-  evaluate_windows: int = 32
-  """Held-out windows of seq_len tokens to measure on, from the beginning of the held-out text."""
-  skip_nonfinite: int = 0
-  """Steps in a row that are skipped when loss or gradient is not finite; one more stops the run before its update."""
-  spike: Literal["warn", "skip"] = "warn"
-  """A loss above mean + 6 standard deviations of the 128 steps before is told of, or its update is skipped too."""
-  track: tuple[Tracker, ...] = ()
-  """Who else shows the curve of metrics.jsonl, as [tensorboard,wandb]; needs pip install 'jaxchop[track]'."""
-  profile_steps: int = 0
-  """Steps that JAX's profiler records into the run folder's `profile`, after three to warm up."""
-  seed: int = 0
-  """Decides the order of the training records."""
-  partial: PartialConfig = field(default_factory=PartialConfig)
-  adapter: AdapterConfig = field(default_factory=AdapterConfig)
-  distill: DistillConfig = field(default_factory=DistillConfig)
-  mesh: MeshConfig = field(default_factory=MeshConfig)
-  optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
 
 
 @dataclass(frozen=True, kw_only=True)

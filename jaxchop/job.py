@@ -15,7 +15,7 @@ from jax.sharding import Mesh
 from numpy.typing import NDArray
 
 from jaxchop import stages
-from jaxchop.config import Recipe, RecoverConfig
+from jaxchop.config import Recipe
 from jaxchop.data.loader import Loader
 from jaxchop.data.pack import pack
 from jaxchop.data.packed import MANIFEST, Packed, open_packed, read_manifest, tokenizer_digest
@@ -43,6 +43,7 @@ from jaxchop.recover.trackers import require
 from jaxchop.recover.trainable import replacements, way_of
 from jaxchop.run_folder import RunFolder, standing, stood
 from jaxchop.subject import Subject
+from jaxchop.training import RecoverConfig
 from jaxchop.versions import machine
 
 Layers = tuple[int, ...]
@@ -166,6 +167,7 @@ class Job:
 
   def recovered(self) -> Recovered:
     """Returns the pruned model after continued pretraining; the whole one is let go first."""
+    self.check_training()
     corpora, cut_by, start, teacher = self.corpora, self.cut_by, self.start(), self._teacher()
     keep = self.plan.keep if self.recipe.recover.distill.teacher is None else None
     for name in ("small", "whole"):
@@ -208,8 +210,6 @@ class Job:
     settings = self.recipe.recover.distill
     if not needed(settings):
       return None
-    if settings.teacher is None and not self.plan.drop:
-      raise UsageError("recover.distill.teacher: this recipe prunes nothing; name the model to learn from")
     mesh = self._mesh()
     if settings.teacher is None and mesh is None:
       return self.whole
@@ -222,10 +222,15 @@ class Job:
     settings = self.recipe.recover
     if settings.trainable == "replacement":
       settings = dataclasses.replace(settings, trainable="partial", partial=replacements(self.plan))
-    if settings.steps:
-      # Refused now, not when an hour of measuring is over.
-      way_of(settings, self.subject.checkpoint.architecture, len(self.plan.keep))
     return settings
+
+  def check_training(self) -> None:
+    """Raises UsageError on settings of recovery that do not fit the plan: not when an hour of measuring is over."""
+    distill = self.recipe.recover.distill
+    if self.recipe.recover.steps:
+      if needed(distill) and distill.teacher is None and not self.plan.drop:
+        raise UsageError("recover.distill.teacher: this recipe prunes nothing; name the model to learn from")
+      way_of(self.training, self.subject.checkpoint.architecture, len(self.plan.keep))
 
   def _recover(
     self,

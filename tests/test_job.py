@@ -7,12 +7,13 @@ import sys
 import pytest
 
 from jaxchop import stages
-from jaxchop.config import DataConfig, MergingConfig, MeshConfig, OptimizerConfig, PruneConfig, Recipe, RecoverConfig
+from jaxchop.config import DataConfig, MergingConfig, PruneConfig, Recipe
 from jaxchop.data.pack import pack
 from jaxchop.errors import UsageError
 from jaxchop.job import Job
 from jaxchop.recover.checkpoint import load_weights
 from jaxchop.subject import Subject
+from jaxchop.training import MeshConfig, OptimizerConfig, RecoverConfig
 
 
 @pytest.fixture

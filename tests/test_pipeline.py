@@ -8,22 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from jaxchop.config import (
-  DataConfig,
-  DistillConfig,
-  EvaluateConfig,
-  MergingConfig,
-  MeshConfig,
-  PartialConfig,
-  PruneConfig,
-  Recipe,
-  RecoverConfig,
-  ScoreConfig,
-)
+from jaxchop.config import DataConfig, EvaluateConfig, MergingConfig, PruneConfig, Recipe, ScoreConfig
 from jaxchop.errors import JaxchopError, UsageError
 from jaxchop.pipeline import gap_closed, run
 from jaxchop.recover.checkpoint import load_weights
 from jaxchop.run_folder import RunFolder
+from jaxchop.training import DistillConfig, MeshConfig, PartialConfig, RecoverConfig
 
 
 @pytest.fixture(scope="module")

@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 from safetensors.numpy import save
 
-from jaxchop.config import AdapterConfig
 from jaxchop.hub.names import hf_name
 from jaxchop.hub.staging import MANIFEST, staged, write_file
+from jaxchop.training import AdapterConfig
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 _LEAVES = {"a": "lora_A.weight", "b": "lora_B.weight", "magnitude": "lora_magnitude_vector"}

@@ -11,9 +11,9 @@ from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh
 from numpy.typing import NDArray
 
-from jaxchop.config import MeshConfig
 from jaxchop.errors import UsageError
 from jaxchop.model.config import LlamaConfig
+from jaxchop.training import MeshConfig
 
 log = logging.getLogger("jaxchop")
 AXES = ("data", "fsdp", "context", "tensor")

@@ -11,12 +11,12 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.sharding import PartitionSpec
 
-from jaxchop.config import AdapterConfig
 from jaxchop.errors import UsageError
 from jaxchop.model.adapter import Adapted, adapted
 from jaxchop.model.llama import Linear, Llama
 from jaxchop.model.nf4 import BLOCK, Nf4
 from jaxchop.model.placement import spec_of
+from jaxchop.training import AdapterConfig
 
 # Leaves of an adapted layer that train.
 TRAINED = ("a", "b", "magnitude")

@@ -17,12 +17,12 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from jaxchop.config import RecoverConfig
 from jaxchop.errors import JaxchopError
 from jaxchop.model.tree import flatten, unflatten
 from jaxchop.parallel.channel import ALONE, Channel
 from jaxchop.recover import digest, manifest, store
 from jaxchop.recover.manifest import Damaged, Leaves
+from jaxchop.training import RecoverConfig
 
 log = logging.getLogger("jaxchop")
 

@@ -7,11 +7,11 @@ import numpy as np
 from jax.sharding import Mesh
 from numpy.typing import NDArray
 
-from jaxchop.config import RecoverConfig
 from jaxchop.data.batch import Batch, batch_of
 from jaxchop.errors import JaxchopError
 from jaxchop.parallel.sharding import own_rows, spread_rows
 from jaxchop.recover.run import Run
+from jaxchop.training import RecoverConfig
 
 
 class Batches(Protocol):

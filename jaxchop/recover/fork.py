@@ -10,11 +10,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from jaxchop.config import RecoverConfig
 from jaxchop.errors import UsageError
 from jaxchop.parallel.channel import Channel
 from jaxchop.recover.checkpoint import Checkpoints, Restored
 from jaxchop.recover.optimizer import decay_start
+from jaxchop.training import RecoverConfig
 
 # Settings that a fork may have for itself, beside those that say how a step is computed.
 _OWN = {"steps", "fork"}

@@ -14,7 +14,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from jaxchop.compiler import compiler_options
-from jaxchop.config import RecoverConfig
 from jaxchop.errors import Interrupted, JaxchopError, Preempted, UsageError
 from jaxchop.model.llama import Llama
 from jaxchop.parallel.channel import ALONE, Channel
@@ -34,6 +33,7 @@ from jaxchop.recover.step import make_step
 from jaxchop.recover.teacher import beside, needed
 from jaxchop.recover.trackers import Trackers, require
 from jaxchop.recover.trainable import way_of
+from jaxchop.training import RecoverConfig
 
 log = logging.getLogger("jaxchop")
 

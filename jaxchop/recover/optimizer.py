@@ -8,10 +8,10 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxchop.config import GroupConfig, OptimizerConfig
 from jaxchop.errors import UsageError
 from jaxchop.model.placement import spec_of
 from jaxchop.model.tree import dotted
+from jaxchop.training import GroupConfig, OptimizerConfig
 
 # The root mean square of an update of Adam's, to which muon's are scaled: both then take the same rate and decay.
 _ADAMS_RMS = 0.2

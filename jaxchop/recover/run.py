@@ -12,7 +12,6 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from jaxchop.config import RecoverConfig
 from jaxchop.data.batch import Batch
 from jaxchop.errors import JaxchopError, UsageError
 from jaxchop.model.llama import Llama
@@ -29,6 +28,7 @@ from jaxchop.recover.step import Metrics, init_optimizer
 from jaxchop.recover.teacher import Teacher
 from jaxchop.recover.trainable import Flat, Way
 from jaxchop.recover.watch import Watch
+from jaxchop.training import RecoverConfig
 
 log = logging.getLogger("jaxchop")
 # Settings that change how a step is computed or kept, not which step it is: a run may go on with others.

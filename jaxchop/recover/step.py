@@ -8,7 +8,6 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxchop.config import RecoverConfig
 from jaxchop.data.batch import Batch
 from jaxchop.errors import UsageError
 from jaxchop.model.llama import Llama
@@ -18,6 +17,7 @@ from jaxchop.recover.optimizer import learning_rate, make_optimizer, updates_don
 from jaxchop.recover.signals import Wish
 from jaxchop.recover.teacher import Teacher, distilled
 from jaxchop.recover.trainable import ADAPTERS
+from jaxchop.training import RecoverConfig
 
 Step = Callable[..., tuple[Any, Any, "Metrics"]]
 Join = Callable[[Any, Any], Llama]

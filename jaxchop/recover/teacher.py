@@ -10,7 +10,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxchop.config import DistillConfig, RecoverConfig
 from jaxchop.data.batch import Batch
 from jaxchop.errors import UsageError
 from jaxchop.model.divergence import Teaching, distilled_loss
@@ -19,6 +18,7 @@ from jaxchop.model.llama import Llama, hidden_and
 from jaxchop.model.tree import flatten, unflatten
 from jaxchop.recover.objective import computing, inputs
 from jaxchop.recover.trainable import Flat
+from jaxchop.training import DistillConfig, RecoverConfig
 
 _PREFIX = "teacher."
 

@@ -16,9 +16,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol
 
-from jaxchop.config import Tracker
 from jaxchop.errors import UsageError
 from jaxchop.files import read_json, write_json
+from jaxchop.training import Tracker
 
 log = logging.getLogger("jaxchop")
 # Where a number of the curve stands in a tracker.

@@ -10,7 +10,6 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from jaxchop.config import AdapterConfig, PartialConfig, RecoverConfig
 from jaxchop.errors import UsageError
 from jaxchop.layers import parse_layers
 from jaxchop.model.adapter import Adapted, linears
@@ -20,6 +19,7 @@ from jaxchop.model.llama import Llama
 from jaxchop.model.tree import abstract, dotted, flatten, unflatten
 from jaxchop.prune.plan import Plan
 from jaxchop.recover.adapters import TRAINED, with_adapters
+from jaxchop.training import AdapterConfig, PartialConfig, RecoverConfig
 
 Flat = dict[str, Any]
 # Ways that train adapters beside the weights.

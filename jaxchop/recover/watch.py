@@ -11,7 +11,7 @@ from collections import deque
 from collections.abc import Mapping
 from typing import Any
 
-from jaxchop.config import RecoverConfig
+from jaxchop.training import RecoverConfig
 
 log = logging.getLogger("jaxchop")
 # A loss is far above the last WINDOW ones beyond their mean and so many standard deviations, once half of them are

@@ -51,10 +51,10 @@ def our_side(options: argparse.Namespace) -> tuple[Step, float, Peak]:
   from flax import nnx
 
   from jaxchop.compiler import compiler_options
-  from jaxchop.config import RecoverConfig
   from jaxchop.data.batch import batch_of
   from jaxchop.model.llama import Llama
   from jaxchop.recover.step import init_optimizer, make_step
+  from jaxchop.training import RecoverConfig
 
   config = RecoverConfig(
     batch_size=options.rows,

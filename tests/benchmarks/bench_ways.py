@@ -45,13 +45,13 @@ def serve(name: str, options: argparse.Namespace, pipe: Connection) -> None:
   from flax import nnx
 
   from jaxchop.compiler import compiler_options
-  from jaxchop.config import AdapterConfig, DistillConfig, PartialConfig, RecoverConfig
   from jaxchop.data.batch import batch_of
   from jaxchop.model.llama import Llama
   from jaxchop.prune.surgery import keep_layers
   from jaxchop.recover.step import init_optimizer, make_step
   from jaxchop.recover.teacher import beside, needed
   from jaxchop.recover.trainable import way_of
+  from jaxchop.training import AdapterConfig, DistillConfig, PartialConfig, RecoverConfig
 
   given = WAYS[name]
   config = RecoverConfig(

@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 from tiny_run import Records, settings, tiny_model
 
-from jaxchop.config import MeshConfig
 from jaxchop.recover.checkpoint import load_weights
 from jaxchop.recover.curve import read_curve
 from jaxchop.recover.loop import recover
+from jaxchop.training import MeshConfig
 
 # Two processes of four devices: copies of the model in each, weights, heads and vocabulary cut within.
 MESH = '{"data": 2, "fsdp": 2, "tensor": 2}'

@@ -9,7 +9,6 @@ from flax import nnx
 from jax.sharding import AbstractMesh, AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from jaxchop.config import MeshConfig, RecoverConfig
 from jaxchop.errors import JaxchopError, UsageError
 from jaxchop.model.axes import axes
 from jaxchop.model.config import LlamaConfig
@@ -27,6 +26,7 @@ from jaxchop.parallel.sharding import (
   spread,
 )
 from jaxchop.recover.step import init_optimizer
+from jaxchop.training import MeshConfig, RecoverConfig
 
 CONFIG = LlamaConfig(
   vocab_size=1024,

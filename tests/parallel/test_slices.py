@@ -37,13 +37,13 @@ def compiled_step() -> None:
   import jax.numpy as jnp
   from jax.experimental import topologies
 
-  from jaxchop.config import MeshConfig, RecoverConfig
   from jaxchop.data.batch import Batch
   from jaxchop.model.config import LlamaConfig
   from jaxchop.model.tree import abstract
   from jaxchop.parallel.mesh import make_mesh
   from jaxchop.parallel.sharding import bytes_per_device, concrete, planned, rows
   from jaxchop.recover.step import init_optimizer, make_step
+  from jaxchop.training import MeshConfig, RecoverConfig
 
   sizes = {"vocab_size": 1024, "width": 256, "mlp_width": 512, "heads": 2, "kv_heads": 2, "head_dim": 128}
   shape = LlamaConfig(**sizes, norm_eps=1e-5, max_positions=256)

@@ -13,12 +13,12 @@ peft = pytest.importorskip("peft")
 from test_training_step import DRAWN, batches, torch_loss  # noqa: E402
 from torch_llama import pair, tokens  # noqa: E402
 
-from jaxchop.config import AdapterConfig, RecoverConfig  # noqa: E402
 from jaxchop.hub.peft import write_adapter  # noqa: E402
 from jaxchop.model.tree import flatten  # noqa: E402
 from jaxchop.recover.objective import summed_loss  # noqa: E402
 from jaxchop.recover.step import mean_loss_and_gradient  # noqa: E402
 from jaxchop.recover.trainable import way_of  # noqa: E402
+from jaxchop.training import AdapterConfig, RecoverConfig  # noqa: E402
 
 # peft asks transformers for what transformers has renamed.
 RENAMED = "ignore:`is_gradient_checkpointing` is deprecated:FutureWarning"

@@ -11,13 +11,13 @@ torch = pytest.importorskip("torch")
 
 from torch_llama import Drawn, gradients, ours, pair, tokens  # noqa: E402
 
-from jaxchop.config import OptimizerConfig, RecoverConfig  # noqa: E402
 from jaxchop.data.batch import Batch  # noqa: E402
 from jaxchop.model.config import LlamaConfig  # noqa: E402
 from jaxchop.model.llama import Llama  # noqa: E402
 from jaxchop.model.tree import flatten  # noqa: E402
 from jaxchop.recover.objective import summed_loss  # noqa: E402
 from jaxchop.recover.step import init_optimizer, make_step, mean_loss_and_gradient  # noqa: E402
+from jaxchop.training import OptimizerConfig, RecoverConfig  # noqa: E402
 
 pytestmark = pytest.mark.torch
 STEPS = 5

@@ -13,7 +13,6 @@ import pytest
 from test_loop import curve
 from tiny_run import CONFIG, Records, records, settings, tiny_model
 
-from jaxchop.config import AdapterConfig, MeshConfig, RecoverConfig
 from jaxchop.data.batch import batch_of
 from jaxchop.errors import Interrupted, UsageError
 from jaxchop.model.adapter import linears, noisy
@@ -26,6 +25,7 @@ from jaxchop.recover.objective import summed_loss
 from jaxchop.recover.outcome import Recovered
 from jaxchop.recover.step import init_optimizer, make_step, mean_loss_and_gradient
 from jaxchop.recover.trainable import way_of
+from jaxchop.training import AdapterConfig, MeshConfig, RecoverConfig
 
 LAYERS = 3
 # Wide enough to be cut into blocks of 64.

@@ -11,13 +11,13 @@ import pytest
 import tiny_run
 from byte_tokens import build
 
-from jaxchop.config import MeshConfig
 from jaxchop.data.batch import Batch
 from jaxchop.data.loader import Loader
 from jaxchop.data.pack import pack
 from jaxchop.data.packed import Packed
 from jaxchop.errors import Interrupted
 from jaxchop.recover.loop import recover
+from jaxchop.training import MeshConfig
 
 CONFIG = dataclasses.replace(tiny_run.CONFIG, vocab_size=257)
 

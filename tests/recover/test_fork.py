@@ -12,10 +12,10 @@ import pytest
 from test_loop import curve
 from tiny_run import Records, settings, tiny_model
 
-from jaxchop.config import OptimizerConfig
 from jaxchop.errors import Interrupted, UsageError
 from jaxchop.recover.loop import recover
 from jaxchop.recover.outcome import Recovered
+from jaxchop.training import OptimizerConfig
 
 WSD = OptimizerConfig(learning_rate=1e-2, warmup_steps=6, schedule="wsd", decay_share=0.25)
 

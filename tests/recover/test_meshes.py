@@ -15,13 +15,13 @@ import tiny_run
 from test_loop import curve
 from tiny_run import CONFIG, Records, settings, tiny_model
 
-from jaxchop.config import MeshConfig, OptimizerConfig
 from jaxchop.errors import Interrupted, UsageError
 from jaxchop.model.tree import flatten
 from jaxchop.parallel.mesh import make_mesh
 from jaxchop.recover.curve import read_curve
 from jaxchop.recover.loop import recover
 from jaxchop.recover.outcome import Recovered
+from jaxchop.training import MeshConfig, OptimizerConfig
 
 # Whole runs that a restart must equal to the last bit, in programs compiled as everywhere else.
 optimised = pytest.mark.optimised

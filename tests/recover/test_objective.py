@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 from tiny_run import records, tiny_model
 
-from jaxchop.config import MeshConfig
 from jaxchop.data.batch import Batch, batch_of
 from jaxchop.model.tree import flatten
 from jaxchop.parallel.mesh import make_mesh
 from jaxchop.parallel.sharding import rows, spread
 from jaxchop.recover.objective import summed_loss
+from jaxchop.training import MeshConfig
 
 
 def plain(model: object, batch: Batch) -> jax.Array:

@@ -10,11 +10,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tiny_run import CONFIG, tiny_model
 
-from jaxchop.config import GroupConfig, OptimizerConfig, RecoverConfig
 from jaxchop.errors import UsageError
 from jaxchop.model.tree import flatten
 from jaxchop.recover.optimizer import decayed, learning_rate, make_optimizer, updates_done
 from jaxchop.recover.trainable import way_of
+from jaxchop.training import GroupConfig, OptimizerConfig, RecoverConfig
 
 
 def rates(steps: int, **changes: float) -> np.ndarray:

@@ -12,7 +12,6 @@ import pytest
 from test_loop import curve
 from tiny_run import CONFIG, Records, records, settings, tiny_model
 
-from jaxchop.config import DistillConfig, MeshConfig, PartialConfig, RecoverConfig
 from jaxchop.data.batch import Batch
 from jaxchop.errors import Interrupted, UsageError
 from jaxchop.model.llama import hidden_and
@@ -25,6 +24,7 @@ from jaxchop.recover.outcome import Recovered
 from jaxchop.recover.step import mean_loss_and_gradient
 from jaxchop.recover.teacher import beside, distilled
 from jaxchop.recover.trainable import way_of
+from jaxchop.training import DistillConfig, MeshConfig, PartialConfig, RecoverConfig
 
 LAYERS, KEEP = 4, (0, 2, 3)
 KINDS = ["forward", "reverse", "jensen_shannon"]

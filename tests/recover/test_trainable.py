@@ -13,7 +13,6 @@ import pytest
 from test_loop import curve
 from tiny_run import CONFIG, Records, records, settings, tiny_model
 
-from jaxchop.config import MeshConfig, PartialConfig, RecoverConfig
 from jaxchop.data.batch import batch_of
 from jaxchop.errors import Interrupted, JaxchopError, UsageError
 from jaxchop.model.flops import forward_flops
@@ -26,6 +25,7 @@ from jaxchop.recover.objective import summed_loss
 from jaxchop.recover.outcome import Recovered
 from jaxchop.recover.step import init_optimizer, make_step, mean_loss_and_gradient
 from jaxchop.recover.trainable import Way, untied, way_of
+from jaxchop.training import MeshConfig, PartialConfig, RecoverConfig
 
 LAYERS = 3
 KERNELS = {f"attention.{k}.kernel" for k in "qkvo"} | {f"mlp.{k}.kernel" for k in ("gate", "up", "down")}

@@ -16,13 +16,13 @@ from typing import Any
 import numpy as np
 from flax import nnx
 
-from jaxchop.config import MeshConfig, OptimizerConfig, RecoverConfig
 from jaxchop.data.batch import Batch, batch_of
 from jaxchop.errors import JaxchopError
 from jaxchop.model.config import LlamaConfig
 from jaxchop.model.llama import Llama
 from jaxchop.parallel.hosts import joined
 from jaxchop.recover.loop import recover
+from jaxchop.training import MeshConfig, OptimizerConfig, RecoverConfig
 
 CONFIG = LlamaConfig(
   vocab_size=61, width=16, mlp_width=24, heads=4, kv_heads=2, head_dim=6, norm_eps=1e-5, max_positions=64, tied=True
