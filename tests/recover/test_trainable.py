@@ -134,7 +134,6 @@ def test_only_what_trains_is_in_a_checkpoint_and_in_the_optimizer(tmp_path: Path
   jax.tree.map(np.testing.assert_array_equal, found.model, done.model)
 
 
-@pytest.mark.optimised
 def test_a_restart_is_the_same_run(tmp_path: Path) -> None:
   config = partly(last=1)
   whole = run(tmp_path / "whole", config)
