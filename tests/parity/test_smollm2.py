@@ -73,7 +73,7 @@ def test_it_has_the_logits_and_loss_of_transformers(real, prompt):
 def test_every_gradient_is_that_of_transformers(real):
   theirs, model, prompts = real
   drawn = torch_llama.Drawn(model.config, len(model.layers), 0)
-  # Sums in another order, thirty layers deep: the worst of a million elements is off by 1.3e-3 of the largest in its array.
+  # Sums in another order, thirty layers deep: the worst of a million elements is off by 1.3e-3 of its largest.
   assert_equal_gradients(model, theirs, drawn, np.array([prompts[0]]), {"layout": "scan"}, 2e-3)
 
 
