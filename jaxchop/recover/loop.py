@@ -139,8 +139,10 @@ def _compiled(config: RecoverConfig, run: Run, segments: bool) -> tuple[Callable
   batch = placed(blank(config, run.mesh, segments), run)
   if run.mesh is not None:
     audit({"model": run.trained, "frozen": run.frozen, "optimizer": run.opt_state}, run.mesh)
-  # The results lie where the arguments do, or a resumed run on several devices would be another program.
-  places = jax.tree.map(lambda a: a.sharding, (run.trained, run.opt_state))
+  # Arrays that were restored are bound to their devices and new ones are not: compiled for what both have in common,
+  # or a resumed run would be another program. The results lie where the arguments do, for the same reason.
+  trained, opt_state, frozen = jax.tree.map(_described, (run.trained, run.opt_state, run.frozen))
+  places = jax.tree.map(lambda a: a.sharding, (trained, opt_state))
   with stage("Compiling the training step", 1, "programs") as bar:
     options = compiler_options(deterministic=config.deterministic)
     step = jax.jit(
@@ -150,7 +152,7 @@ def _compiled(config: RecoverConfig, run: Run, segments: bool) -> tuple[Callable
       compiler_options=options,
     )
     scalars = np.int32(0), np.float32(np.inf), told(run.mesh, Wish.NONE)
-    program = step.lower(run.trained, run.opt_state, batch, *scalars, run.frozen).compile()
+    program = step.lower(trained, opt_state, batch, *scalars, frozen).compile()
     bar.advance()
   run.journal.note("compile", seconds=bar.seconds)
   known = outlook(run, program)
@@ -159,6 +161,10 @@ def _compiled(config: RecoverConfig, run: Run, segments: bool) -> tuple[Callable
   run.journal.note("plan", plan=known)
   run.least_seconds = known["flops_per_step"] / known["peak_flops_per_second"]
   return program, bar.seconds
+
+
+def _described(array: jax.Array) -> jax.ShapeDtypeStruct:
+  return jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=array.sharding)
 
 
 def _train(

@@ -145,6 +145,18 @@ def test_a_restart_is_the_same_run(tmp_path: Path) -> None:
   jax.tree.map(np.testing.assert_array_equal, again.model, whole.model)
 
 
+def test_a_restart_runs_the_very_same_program(tmp_path: Path) -> None:
+  def programs() -> set[str]:
+    return {path.name for path in Path(jax.config.jax_compilation_cache_dir).glob("jit_step-*-cache")}
+
+  config = dataclasses.replace(partly(last=1), z_loss=1e-5)
+  with pytest.raises(Interrupted):
+    run(tmp_path, config, number=signal.SIGINT, at=7)
+  first = programs()
+  run(tmp_path, config)
+  assert first and programs() == first
+
+
 def test_a_restart_without_its_frozen_weights_needs_the_very_same_model(tmp_path: Path) -> None:
   config = partly(last=1)
   with pytest.raises(Interrupted):
