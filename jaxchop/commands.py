@@ -15,7 +15,8 @@ from jaxchop.data.pack import pack
 from jaxchop.data.packed import open_packed
 from jaxchop.data.remote import is_remote, send, staging
 from jaxchop.data.sources import Corpus
-from jaxchop.data.texts import is_cache, local_cache, read_splits
+from jaxchop.data.texts import Several, is_cache, local_cache, read_splits
+from jaxchop.data.written import Written, is_written
 from jaxchop.describe import describe
 from jaxchop.errors import UsageError
 from jaxchop.evaluate.measure import measure
@@ -180,13 +181,17 @@ def data_build(options: Any) -> dict[str, Any]:
   start, bucket = time.monotonic(), is_remote(options.out)
   if bucket and is_cache(options.out) and not options.overwrite:
     raise UsageError(f"{options.out}: holds a finished cache; choose another folder, or say overwrite to replace it")
+  written = [Written(spec, subject.tokenizer, subject.eos[0]) for spec in options.sources if is_written(spec)]
+  if written and len(written) < len(options.sources):
+    raise UsageError("a cache holds text or conversations, not both; build two, and mix them by data.corpora")
   packed = pack(
-    Corpus(options.sources, text_field=settings.text_field),
+    Several(written) if written else Corpus(options.sources, text_field=settings.text_field),
     subject.tokenizer,
     seq_len=settings.seq_len,
     out=staging(options.out) if bucket else Path(options.out),
     eos=subject.eos[0],
     segments=settings.segments,
+    whole=bool(written),
     workers=settings.workers or os.cpu_count() or 1,
     # Where a cache for a bucket is built, a finished one is left only by a process that could not send it.
     overwrite=options.overwrite or bucket,

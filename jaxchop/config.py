@@ -36,7 +36,8 @@ class DataConfig:
 
   source: str = "builtin"
   """Files (.txt .md .jsonl .parquet, .gz or .zst; globs; also gs://), tfds://name/config, hf://name, or `builtin`; to
-  train on, also the folder of a cache."""
+  train on, also the folder of a cache, and conversations: chat:SOURCE by the tokenizer's chat template, or
+  alpaca:SOURCE."""
   corpora: dict[str, str] = field(default_factory=dict)
   """Several texts or caches to train on side by side, by names of your own, in place of source."""
   weights: dict[int, dict[str, float]] = field(default_factory=dict)

@@ -22,6 +22,7 @@ from jaxchop.data.packed import MANIFEST, Packed, open_packed, read_manifest, to
 from jaxchop.data.sources import Document, digest
 from jaxchop.data.texts import Texts, is_cache, local_cache, read_splits
 from jaxchop.data.windows import first_windows
+from jaxchop.data.written import Written
 from jaxchop.errors import UsageError
 from jaxchop.files import write_json
 from jaxchop.hub.export import export_model
@@ -103,7 +104,7 @@ class Job:
 
   @functools.cached_property
   def texts(self) -> Texts:
-    return read_splits(self.recipe.data)
+    return read_splits(self.recipe.data, lambda: (self.subject.tokenizer, self.subject.eos[0]))
 
   @functools.cached_property
   def whole(self) -> Llama:
@@ -158,7 +159,8 @@ class Job:
     def make() -> dict[str, Any]:
       size = sum(len(document.text) for document in text)
       workers = min(1 + size // _WORTH, os.cpu_count() or 1)
-      packed = pack(text, tokenizer, seq_len=length, out=out, eos=eos, workers=workers, overwrite=True)
+      whole = isinstance(text, Written)
+      packed = pack(text, tokenizer, seq_len=length, out=out, eos=eos, whole=whole, workers=workers, overwrite=True)
       return {"digest": packed.digest}
 
     key = text_digest, tokenizer_digest(tokenizer), length

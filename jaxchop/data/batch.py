@@ -21,11 +21,14 @@ class Batch(NamedTuple):
   noise: Any = None
 
 
-def batch_of(ids_RS: Any, segments_RS: Any = None) -> Batch:
-  """Returns records without padding as a batch: each token counts once, the first of a document not at all.
+def batch_of(ids_RS: Any, segments_RS: Any = None, targets_RS: Any = None) -> Batch:
+  """Returns records as a batch: each token that is to be predicted counts once, the first of a document not at all.
 
-  Without segments every prediction counts.
+  Without segments a record is one document, and without targets every token is to be predicted.
   """
-  if segments_RS is None:
-    return Batch(ids_RS, np.ones((len(ids_RS), ids_RS.shape[1] - 1), np.float32))
-  return Batch(ids_RS, (segments_RS[:, 1:] == segments_RS[:, :-1]).astype(np.float32), segments_RS)
+  wanted_RT = np.ones((len(ids_RS), ids_RS.shape[1] - 1), bool)
+  if segments_RS is not None:
+    wanted_RT &= segments_RS[:, 1:] == segments_RS[:, :-1]
+  if targets_RS is not None:
+    wanted_RT &= targets_RS[:, 1:].astype(bool)
+  return Batch(ids_RS, wanted_RT.astype(np.float32), segments_RS)

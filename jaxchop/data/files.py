@@ -2,9 +2,9 @@
 
 import io
 import json
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import IO, TypeAlias
+from typing import IO, Any, TypeAlias, TypeVar
 
 import pyarrow
 import pyarrow.parquet
@@ -19,11 +19,12 @@ _COMPRESSED = {".gz": "gzip", ".zst": "zstd"}
 _FORMATS = (".txt", ".md", ".jsonl", ".parquet")
 # What a text is called in an error: its line in a .jsonl, its row in a .parquet, its piece in a .txt; from 1 on.
 Numbered = tuple[int, str]
+Item = TypeVar("Item")
 
 
 def check_suffix(path: Source) -> None:
   """Raises UsageError unless the name ends as a file that `texts` reads."""
-  if _reader(path.name) is None:
+  if _kind(path.name) is None:
     raise UsageError(
       f"{path}: a file of text ends in {', '.join(_FORMATS)}, or in .gz or .zst behind the first three; rename it"
     )
@@ -38,12 +39,29 @@ def texts(path: Source, text_field: str) -> Iterator[Numbered]:
   text field is missing.
   """
   check_suffix(path)
-  reader = _reader(path.name)
-  assert reader is not None
+  if _kind(path.name) in (".txt", ".md"):
+    found = _text(path)
+  else:
+    found = ((number, as_text(row, text_field, f"{path}:{number}")) for number, row in rows(path, (text_field,)))
+  return ((number, text) for number, text in _readable(path, found) if text.strip())
+
+
+def rows(path: Source, columns: Sequence[str] | None = None) -> Iterator[tuple[int, dict[str, Any]]]:
+  """Yields (number, row) of one .jsonl or .parquet, in order, holding no more than a line or a row group.
+
+  Only `columns` are read of a .parquet, if they are given. Raises like `texts`, and UsageError on other files.
+  """
+  check_suffix(path)
+  kind = _kind(path.name)
+  if kind in (".txt", ".md"):
+    raise UsageError(f"{path}: plain text has no rows; name a .jsonl or .parquet file")
+  return _readable(path, _json_lines(path) if kind == ".jsonl" else _parquet(path, columns))
+
+
+def _readable(path: Source, found: Iterator[Item]) -> Iterator[Item]:
+  """Yields the same, with errors of reading told in one line."""
   try:
-    for number, text in reader(path, text_field):
-      if text.strip():
-        yield number, text
+    yield from found
   except Exception as error:
     # The library of a bucket has exceptions of its own.
     told = isinstance(path, RemoteFile) and not isinstance(error, JaxchopError)
@@ -52,12 +70,12 @@ def texts(path: Source, text_field: str) -> Iterator[Numbered]:
     raise JaxchopError(f"{path}: cannot be read ({_first_line(error)}); get the file again") from error
 
 
-def _reader(name: str) -> Callable[[Source, str], Iterator[Numbered]] | None:
+def _kind(name: str) -> str | None:
+  """Returns the ending that says what a file holds, without that of its compression; None where it says nothing."""
   stem, dot, last = name.lower().rpartition(".")
   compressed = dot + last in _COMPRESSED
   suffix = "." + (stem.rpartition(".")[2] if compressed else last)
-  readers = {".txt": _text, ".md": _text, ".jsonl": _json_lines} | ({} if compressed else {".parquet": _parquet})
-  return readers.get(suffix)
+  return suffix if suffix in _FORMATS and not (compressed and suffix == ".parquet") else None
 
 
 def _open(path: Source) -> IO[bytes]:
@@ -82,7 +100,7 @@ def _lines(path: Source) -> Iterator[str]:
       offset += len(raw)
 
 
-def _text(path: Source, _: str) -> Iterator[Numbered]:
+def _text(path: Source) -> Iterator[Numbered]:
   normalised = (line for raw in _lines(path) for line in io.StringIO(raw, newline=None))
   return enumerate(pieces(normalised), start=1)
 
@@ -106,7 +124,7 @@ def pieces(lines: Iterable[str]) -> Iterator[str]:
     yield "".join(piece + blank)
 
 
-def _json_lines(path: Source, text_field: str) -> Iterator[Numbered]:
+def _json_lines(path: Source) -> Iterator[tuple[int, dict[str, Any]]]:
   for number, line in enumerate(_lines(path), start=1):
     if not line.strip():
       continue
@@ -117,19 +135,20 @@ def _json_lines(path: Source, text_field: str) -> Iterator[Numbered]:
       raise JaxchopError(f"{where}: not JSON ({_first_line(error)}); a .jsonl holds one object a line") from error
     if not isinstance(row, dict):
       raise JaxchopError(f"{where}: not an object but {type(row).__name__}; a .jsonl holds one object a line")
-    yield number, as_text(row, text_field, where)
+    yield number, row
 
 
-def _parquet(path: Source, text_field: str) -> Iterator[Numbered]:
+def _parquet(path: Source, columns: Sequence[str] | None) -> Iterator[tuple[int, dict[str, Any]]]:
   with path.open("rb") as raw, pyarrow.parquet.ParquetFile(raw) as file:
     names = file.schema_arrow.names
-    if text_field not in names:
-      raise missing_field(str(path), text_field, names)
+    if missing := set(columns or ()) - set(names):
+      raise missing_field(str(path), missing.pop(), names)
     number = 0
-    for batch in file.iter_batches(batch_size=1024, columns=[text_field]):
-      for value in batch.column(0):
+    for batch in file.iter_batches(batch_size=1024, columns=columns):
+      for values in zip(*batch.columns, strict=True):
         number += 1
-        yield number, as_text({text_field: _scalar(value, f"{path}:{number}")}, text_field, f"{path}:{number}")
+        where = f"{path}:{number}"
+        yield number, {name: _scalar(value, where) for name, value in zip(batch.schema.names, values, strict=True)}
 
 
 def _scalar(value: pyarrow.Scalar, where: str) -> object:

@@ -27,6 +27,12 @@ class Place:
   token: int = 0
   # Digest of all documents before, see `Account` in pack.py.
   before: str = hashlib.sha256().hexdigest()
+  # Tokens of all documents before.
+  tokens: int = 0
+  # Those of them that are in no record.
+  dropped: int = 0
+  # Records before.
+  records: int = 0
 
 
 class BuildJournal:

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from jaxchop.data.batch import Batch, batch_of
 from jaxchop.data.mixture import Mixture
 from jaxchop.data.packed import Packed
-from jaxchop.data.record import SEGMENTS, TOKENS, decode
+from jaxchop.data.record import SEGMENTS, TARGETS, TOKENS, decode
 from jaxchop.data.workers import serve_parent
 from jaxchop.errors import UsageError
 
@@ -89,14 +89,14 @@ class Loader:
   def batch(self, step: int, rows: NDArray[np.int64]) -> Batch:
     """Returns these rows of the batch of `step`."""
     found = [self._record(*place) for place in zip(*map(np.ndarray.tolist, self.indices(step, rows)), strict=True)]
-    ids_RS, segments_RS = (np.stack([record[name] for record in found]) for name in (TOKENS, SEGMENTS))
-    return batch_of(ids_RS, segments_RS if self.segments else None)
+    ids_RS, segments_RS, targets_RS = (np.stack([row[name] for row in found]) for name in (TOKENS, SEGMENTS, TARGETS))
+    return batch_of(ids_RS, segments_RS if self.segments else None, targets_RS)
 
   def _record(self, corpus: int, index: int) -> dict[str, np.ndarray]:
     packed = self.corpora[corpus]
     found = decode(self._sources[corpus][index], packed.dtypes, packed.seq_len + 1)
-    # A cache that does not say where documents end counts as one document a record.
-    return {SEGMENTS: np.ones(packed.seq_len + 1, np.int32), **found}
+    # A cache that does not say where documents end counts as one document a record, all of it to be predicted.
+    return {name: np.ones(packed.seq_len + 1, np.int32) for name in (SEGMENTS, TARGETS)} | found
 
   def from_step(self, step: int, rows: NDArray[np.int64]) -> Generator[Batch, None, None]:
     """Yields these rows of the batches of `step`, `step` + 1, … without end, read ahead.

@@ -1,8 +1,9 @@
 """Text packed once into fixed-length token records: array_record shards and a manifest that vouches for them.
 
 Every document is followed by EOS and all are concatenated. A record holds seq_len + 1 tokens, and the next one starts
-at its last token: so every token of the stream but the first is predicted exactly once. What stands in the folder does
-not depend on how many processes tokenised, nor on how often the building was stopped.
+at its last token: so every token of the stream but the first is predicted exactly once. Conversations are laid whole
+into records instead (whole.py). What stands in the folder does not depend on how many processes tokenised, nor on how
+often the building was stopped.
 """
 
 import contextlib
@@ -14,13 +15,16 @@ from collections.abc import Iterable, Iterator, Sized
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from jaxchop.data.cut import Cut
+import numpy as np
+
+from jaxchop.data.cut import Cut, Record
 from jaxchop.data.journal import JOURNAL, BuildJournal, Place
 from jaxchop.data.packed import FORMAT, MANIFEST, SHARD_NAME, Packed, manifest_bytes, read_manifest, tokenizer_digest
-from jaxchop.data.record import FEATURES, INFO, SEGMENTS, TOKENS, encode, id_dtype, tfds_files
+from jaxchop.data.record import FEATURES, INFO, SEGMENTS, TARGETS, TOKENS, encode, id_dtype, tfds_files
 from jaxchop.data.shards import ASIDE, ShardWriter, keep_standing
 from jaxchop.data.sources import Document
-from jaxchop.data.tokenise import tokenised
+from jaxchop.data.tokenise import Parts, tokenised
+from jaxchop.data.whole import Whole
 from jaxchop.errors import JaxchopError, UsageError
 from jaxchop.files import LOCK, locked, write_bytes
 from jaxchop.progress import Bar, stage
@@ -29,6 +33,8 @@ if TYPE_CHECKING:
   from transformers import PreTrainedTokenizerFast
 
 log = logging.getLogger("jaxchop")
+# What the manifest says of one file of records.
+Shard = dict[str, Any]
 # Bytes of tokens in one shard, about.
 SHARD_BYTES = 1 << 26
 # Characters tokenised at once: enough to keep a process busy, little against the machine's memory.
@@ -37,11 +43,12 @@ _BATCH = 1 << 20
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class Layout:
-  """What a record holds: the token ids, and where asked for the number of the document that each is of."""
+  """What a record holds, and how documents get into it."""
 
   seq_len: int
   dtypes: dict[str, Any]
   eos: int
+  whole: bool
 
 
 class Account:
@@ -59,11 +66,12 @@ class Account:
 
   def add(self, document: Document) -> None:
     data = document.text.encode()
+    marked = data if document.answers is None else data + repr(document.answers).encode()
     source = self._counts.setdefault(document.source, {"documents": 0, "bytes": 0})
     source["documents"] += 1
     source["bytes"] += len(data)
     for total in (self._digests.setdefault(document.source, hashlib.sha256()), self._all):
-      total.update(len(data).to_bytes(8, "little") + data)
+      total.update(len(marked).to_bytes(8, "little") + marked)
     self.documents += 1
 
   def sources(self) -> list[dict[str, Any]]:
@@ -83,17 +91,21 @@ def pack(
   out: Path,
   eos: int,
   segments: bool = False,
+  whole: bool = False,
   workers: int = 1,
   overwrite: bool = False,
 ) -> Packed:
   """Tokenises the documents into records of `seq_len` + 1 ids in folder `out` and returns what was written.
 
-  `segments` stores beside every token which of the record's documents it is of. The same documents, tokenizer, settings
-  and versions give the same bytes. Shards are written aside and the manifest comes last: what stood in the folder
-  stands until all is done, and a later call goes on behind the shards that an interrupted one finished. `workers` above
-  1 starts processes, so a program must guard its own main module. Raises UsageError on a folder that holds other files,
-  or a finished cache without `overwrite`, and on an impossible setting; JaxchopError when another process builds there
-  or the text does not fill one record.
+  `segments` stores beside every token which of the record's documents it is of. `whole` is for documents that say which
+  parts of them are answers: each lies whole in one record, only answers are to be predicted, and nothing is put behind
+  them. The same documents, tokenizer, settings and versions give the same bytes.
+
+  Shards are written aside and the manifest comes last: what stood in the folder stands until all is done, and a later
+  call goes on behind the shards that an interrupted one finished. `workers` above 1 starts processes, so a program must
+  guard its own main module. Raises UsageError on a folder that holds other files, or a finished cache without
+  `overwrite`, and on an impossible setting; JaxchopError when another process builds there or the text does not fill
+  one record.
   """
   if seq_len < 1:
     raise UsageError(f"seq_len is {seq_len}; a record predicts at least one token")
@@ -106,8 +118,9 @@ def pack(
     if not overwrite and (out / MANIFEST).exists():
       raise UsageError(f"{out}: holds a finished cache; choose another folder, or say overwrite to replace it")
     # A record's segments count from 1 and are at most as many as its tokens.
-    dtypes = {TOKENS: id_dtype(len(tokenizer))} | ({SEGMENTS: id_dtype(seq_len + 2)} if segments else {})
-    build = _Build(Layout(seq_len=seq_len, dtypes=dtypes, eos=eos), tokenizer, out, workers)
+    dtypes = {TOKENS: id_dtype(len(tokenizer))} | ({SEGMENTS: id_dtype(seq_len + 2)} if segments or whole else {})
+    dtypes |= {TARGETS: np.dtype("u1")} if whole else {}
+    build = _Build(Layout(seq_len=seq_len, dtypes=dtypes, eos=eos, whole=whole), tokenizer, out, workers)
     try:
       build.run(documents)
     except _TextChanged:
@@ -146,47 +159,49 @@ class _Build:
     self.journal.begin()
     account, total = Account(), len(documents) if isinstance(documents, Sized) else None
     with stage("Packing text into records", total, "documents") as bar:
-      tokens, last = self._write(_named(documents), account, bar)
+      cut, last = self._write(_named(documents), account, bar)
     shards = [shard for shard, _ in self.journal.finished] + ([last] if last else [])
     if not shards:
       size = self.layout.seq_len + 1
+      if self.layout.whole:
+        raise JaxchopError(f"no answer begins within {size} tokens of a conversation: set seq_len higher")
       raise JaxchopError(
-        f"the text has {tokens} tokens, too few for a record of {size}: name more text, or set seq_len to at most "
-        f"{max(tokens - 1, 1)}"
+        f"the text has {cut.tokens} tokens, too few for a record of {size}: name more text, or set seq_len to at most "
+        f"{max(cut.tokens - 1, 1)}"
       )
-    self._commit(shards, tokens, account)
+    self._commit(shards, cut, account)
 
-  def _write(self, documents: Iterator[Document], account: Account, bar: Bar) -> tuple[int, dict[str, Any] | None]:
-    """Returns the tokens of the whole stream and the entry of the last shard, where it is not full."""
-    seq_len, place = self.layout.seq_len, self.journal.place
+  def _write(self, documents: Iterator[Document], account: Account, bar: Bar) -> tuple[Cut | Whole, Shard | None]:
+    """Returns what has cut the stream, and the entry of the last shard where that is not in the journal."""
+    layout, place = self.layout, self.journal.place
     writer = ShardWriter(self.out, self.per_shard, len(self.journal.finished))
-    # Tokens of the documents before the first one that is tokenised now.
-    tokens = sum(shard["records"] for shard, _ in self.journal.finished) * seq_len - place.token
-    cut = Cut(seq_len, place, self.layout.dtypes.get(SEGMENTS))
-    begun = tokens
-    batches = tokenised(
-      _batches(documents, account, place), self.tokenizer, self.layout.eos, self.layout.dtypes[TOKENS], self.workers
-    )
+    cut = Whole(layout.seq_len, place, layout.eos) if layout.whole else Cut(layout.seq_len, place)
+    eos = None if layout.whole else layout.eos
+    source = _batches(documents, account, place)
+    batches = tokenised(source, self.tokenizer, eos, layout.dtypes[TOKENS], self.workers)
     with contextlib.closing(batches):
       for before, found in batches:
-        tokens += len(found.ids)
         for record in cut.records(found, before):
-          if shard := writer.write(encode(record.ids, record.segments)):
-            self.journal.note(shard, cut.behind(record))
-        rate = (tokens - begun) / max(bar.seconds, 1e-9)
-        bar.advance(account.documents - bar.done, f"{tokens:,} tokens, {rate:,.0f} tokens/s")
+          if shard := writer.write(self._bytes(record)):
+            self.journal.note(shard, cut.behind())
+        rate = (cut.tokens - place.tokens) / max(bar.seconds, 1e-9)
+        bar.advance(account.documents - bar.done, f"{cut.tokens:,} tokens, {rate:,.0f} tokens/s")
     bar.advance(account.documents - bar.done)
-    return tokens, writer.finish()
+    full = [writer.write(self._bytes(record)) for record in cut.last()]
+    return cut, next(filter(None, full), None) or writer.finish()
 
-  def _commit(self, shards: list[dict[str, Any]], tokens: int, account: Account) -> None:
+  def _bytes(self, record: Record) -> bytes:
+    return encode({TOKENS: record.ids, SEGMENTS: record.segments, TARGETS: record.targets}, self.layout.dtypes)
+
+  def _commit(self, shards: list[Shard], cut: Cut | Whole, account: Account) -> None:
     """Puts the new files in the place of the old ones; until then the folder stays as it was."""
     seq_len, records = self.layout.seq_len, sum(shard["records"] for shard in shards)
     total_bytes = sum(shard["bytes"] for shard in shards)
     files = tfds_files(self.layout.dtypes, seq_len + 1, [shard["records"] for shard in shards], total_bytes)
     content = self.about | {
       "records": records,
-      "tokens": tokens,
-      "dropped_tokens": tokens - records * seq_len - 1,
+      "tokens": cut.tokens,
+      "dropped_tokens": cut.dropped,
       "sources": account.sources(),
       "shards": shards,
       "beside": [
@@ -212,10 +227,12 @@ def _named(documents: Iterable[Document | str]) -> Iterator[Document]:
     yield Document(f"python:{number}", document) if isinstance(document, str) else document
 
 
-def _batches(documents: Iterator[Document], account: Account, place: Place) -> Iterator[tuple[list[Place], list[str]]]:
+def _batches(
+  documents: Iterator[Document], account: Account, place: Place
+) -> Iterator[tuple[list[Place], list[Parts]]]:
   """Yields the texts from the place on, in batches, each with the places at which its documents begin."""
   places: list[Place] = []
-  texts: list[str] = []
+  texts: list[Parts] = []
   size = 0
   for document in documents:
     number = account.documents
@@ -223,7 +240,7 @@ def _batches(documents: Iterator[Document], account: Account, place: Place) -> I
       raise _TextChanged
     if number >= place.document:
       places.append(Place(document=number, before=account.digest))
-      texts.append(document.text)
+      texts.append(document.parts)
       size += len(document.text)
     account.add(document)
     if size >= _BATCH:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from jaxchop.data.record import FEATURES, INFO, SEGMENTS, TOKENS
+from jaxchop.data.record import FEATURES, INFO, SEGMENTS, TARGETS, TOKENS
 from jaxchop.errors import JaxchopError
 from jaxchop.progress import stage
 
@@ -45,9 +45,10 @@ class Packed:
   records: int
   # Tokens of the whole stream, EOS included.
   tokens: int
-  # Tokens at the end of the stream that fill no record.
+  # Tokens that are in no record: at the end of a stream of text, or of documents that are longer than a record.
   dropped_tokens: int
-  # What is stored of each token, and its type, little endian: ids, and where asked for the document it is of.
+  # What is stored of each token, and its type, little endian: its id, and in some caches the document it is of and
+  # whether it is to be predicted.
   dtypes: dict[str, np.dtype]
   # Token that ends each document.
   eos: int
@@ -67,11 +68,18 @@ class Packed:
     """Whether the records say where documents end."""
     return SEGMENTS in self.dtypes
 
+  @property
+  def targets(self) -> bool:
+    """Whether the records say which tokens are to be predicted, as those of conversations do."""
+    return TARGETS in self.dtypes
+
   def describe(self) -> dict[str, Any]:
     """Returns what a person or a script wants to know of the cache."""
     return {
       "folder": str(self.path),
-      **{name: getattr(self, name) for name in ("records", "seq_len", "tokens", "dropped_tokens", "eos", "segments")},
+      **{name: getattr(self, name) for name in ("records", "seq_len", "tokens", "dropped_tokens", "eos")},
+      "segments": self.segments,
+      "targets": self.targets,
       "dtypes": {name: dtype.name for name, dtype in self.dtypes.items()},
       "files": len(self.shards),
       "bytes": sum(shard.bytes for shard in self.shards),
@@ -146,9 +154,10 @@ def _digest(content: dict[str, Any]) -> str:
 
 def _dtypes(file: Path, content: dict[str, Any]) -> dict[str, np.dtype]:
   names = _field(file, content, "dtypes", dict)
-  if TOKENS not in names or not names.keys() <= {TOKENS, SEGMENTS} or not {*names.values()} <= {"uint16", "uint32"}:
+  kinds = {TOKENS: ("uint16", "uint32"), SEGMENTS: ("uint16", "uint32"), TARGETS: ("uint8",)}
+  if TOKENS not in names or not all(names[name] in kinds.get(name, ()) for name in names):
     raise JaxchopError(f"{file}: 'dtypes' is not what this version stores; pack the text again")
-  return {name: np.dtype(names[name]).newbyteorder("<") for name in (TOKENS, SEGMENTS) if name in names}
+  return {name: np.dtype(names[name]).newbyteorder("<") for name in kinds if name in names}
 
 
 def _files(file: Path, content: dict[str, Any], field: str, named: re.Pattern[str], **more: type) -> tuple[File, ...]:

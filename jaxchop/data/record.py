@@ -4,6 +4,7 @@ Shapes: S = seq_len + 1 tokens of a record.
 """
 
 import json
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,7 @@ from tensorflow_datasets.proto import tf_example_pb2
 
 from jaxchop.errors import JaxchopError
 
-TOKENS, SEGMENTS = "tokens", "segments"
+TOKENS, SEGMENTS, TARGETS = "tokens", "segments", "targets"
 # Its class is made at import, unseen by type checkers.
 _EXAMPLE: Any = tf_example_pb2.Example  # pyrefly: ignore
 # What TFDS wants to stand beside the shards; it calls the only split `train`.
@@ -23,12 +24,11 @@ def id_dtype(values: int) -> np.dtype:
   return np.dtype("<u2" if values <= 1 << 16 else "<u4")
 
 
-def encode(ids_S: np.ndarray, segments_S: np.ndarray | None) -> bytes:
-  """Returns a record's bytes, the same every time."""
+def encode(record: Mapping[str, np.ndarray], dtypes: Mapping[str, np.dtype]) -> bytes:
+  """Returns the bytes of a record's arrays [S], the same every time; what has no type is not stored."""
   example = _EXAMPLE()
-  for name, values_S in ((TOKENS, ids_S), (SEGMENTS, segments_S)):
-    if values_S is not None:
-      example.features.feature[name].bytes_list.value.append(values_S.tobytes())
+  for name, dtype in dtypes.items():
+    example.features.feature[name].bytes_list.value.append(record[name].astype(dtype).tobytes())
   return example.SerializeToString(deterministic=True)
 
 

@@ -7,9 +7,9 @@ import hashlib
 import importlib
 import itertools
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 import huggingface_hub
 
@@ -28,10 +28,50 @@ class Document:
 
   name: str
   text: str
+  # From where to where, half-open, the text is to be predicted; None means all of it.
+  answers: tuple[tuple[int, int], ...] | None = None
 
   @property
   def source(self) -> str:
     return self.name.rpartition(":")[0]
+
+  @property
+  def parts(self) -> tuple[tuple[str, bool], ...]:
+    """The text in pieces, each with whether it is to be predicted; they are tokenised one by one, as prompts are."""
+    if self.answers is None:
+      return ((self.text, True),)
+    edges = [0, *itertools.chain.from_iterable(self.answers), len(self.text)]
+    pieces = ((self.text[start:end], bool(number % 2)) for number, (start, end) in enumerate(itertools.pairwise(edges)))
+    return tuple(piece for piece in pieces if piece[0])
+
+
+Entry = TypeVar("Entry", covariant=True)
+
+
+class Reader(Protocol[Entry]):
+  """What becomes of the rows of a data set: documents, or something else that has a name."""
+
+  def file(self, path: files.Source, name: str) -> Iterator[Entry]:
+    """Yields what is in a file, by names that begin with `name`."""
+    ...
+
+  def row(self, row: Mapping[str, Any], name: str) -> Entry | None:
+    """Returns what is in one row, if anything."""
+    ...
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Texts:
+  """Reads one text field a row."""
+
+  text_field: str
+
+  def file(self, path: files.Source, name: str) -> Iterator[Document]:
+    return (Document(f"{name}:{number}", text) for number, text in files.texts(path, self.text_field))
+
+  def row(self, row: Mapping[str, Any], name: str) -> Document | None:
+    text = files.as_text(dict(row), self.text_field, name)
+    return Document(name, text) if text.strip() else None
 
 
 def documents(spec: str, *, text_field: str = "text") -> Iterator[Document]:
@@ -44,13 +84,16 @@ def documents(spec: str, *, text_field: str = "text") -> Iterator[Document]:
   object, a .parquet column or a feature. Raises UsageError at once on a spec that names nothing, JaxchopError while
   reading on bad content and when there is no document at all.
   """
+  return _builtin() if spec == BUILTIN else entries(spec, _Texts(text_field))
+
+
+def entries(spec: str, reader: Reader[Entry]) -> Iterator[Entry]:
+  """Returns what a reader makes of the rows of `spec`, but for `builtin` as `documents` does; raises as that does."""
   scheme, separator, rest = spec.partition("://")
-  readers: dict[str, Callable[[str, str], Iterator[Document]]] = {"tfds": _tfds, "hf": _hub, "gs": _bucket}
-  if separator and scheme not in readers:
+  kinds: dict[str, Callable[[str, Reader[Entry]], Iterator[Entry]]] = {"tfds": _tfds, "hf": _hub, "gs": _bucket}
+  if separator and scheme not in kinds:
     raise UsageError(f"data {spec!r}: unknown scheme {scheme}://; use a file, a glob, gs://, tfds://, hf:// or builtin")
-  if separator:
-    return _not_empty(readers[scheme](rest, text_field), spec)
-  return _not_empty(_builtin() if spec == BUILTIN else _files(spec, text_field), spec)
+  return _not_empty(kinds[scheme](rest, reader) if separator else _files(spec, reader), spec)
 
 
 class Corpus:
@@ -68,16 +111,17 @@ def digest(documents: Iterable[Document]) -> str:
   """Returns a sha256 over names and texts in order: the identity of the text that something was computed on."""
   total = hashlib.sha256()
   for document in documents:
-    for part in (document.name.encode(), document.text.encode()):
+    answers = () if document.answers is None else (repr(document.answers).encode(),)
+    for part in (document.name.encode(), document.text.encode(), *answers):
       total.update(len(part).to_bytes(8, "little") + part)
   return total.hexdigest()
 
 
-def _not_empty(stream: Iterator[Document], spec: str) -> Iterator[Document]:
+def _not_empty(stream: Iterator[Entry], spec: str) -> Iterator[Entry]:
   empty = True
-  for document in stream:
+  for entry in stream:
     empty = False
-    yield document
+    yield entry
   if empty:
     raise JaxchopError(f"data {spec}: no text in it; name data that holds some")
 
@@ -87,18 +131,18 @@ def _builtin() -> Iterator[Document]:
   return (Document(f"{BUILTIN}:{name}", topics[name]) for name in sorted(topics))
 
 
-def _files(spec: str, text_field: str) -> Iterator[Document]:
-  return _texts(_expand(spec), text_field)
+def _files(spec: str, reader: Reader[Entry]) -> Iterator[Entry]:
+  return _read(_expand(spec), reader)
 
 
-def _bucket(rest: str, text_field: str) -> Iterator[Document]:
-  return _texts(matching(f"gs://{rest}"), text_field)
+def _bucket(rest: str, reader: Reader[Entry]) -> Iterator[Entry]:
+  return _read(matching(f"gs://{rest}"), reader)
 
 
-def _texts(paths: Sequence[files.Source], text_field: str) -> Iterator[Document]:
+def _read(paths: Sequence[files.Source], reader: Reader[Entry]) -> Iterator[Entry]:
   for path in paths:
     files.check_suffix(path)
-  return (Document(f"{path}:{number}", text) for path in paths for number, text in files.texts(path, text_field))
+  return itertools.chain.from_iterable(reader.file(path, str(path)) for path in paths)
 
 
 def _expand(spec: str) -> list[Path]:
@@ -120,7 +164,7 @@ def _expand(spec: str) -> list[Path]:
   raise UsageError(f"data {spec}: no such file; {hint}")
 
 
-def _tfds(rest: str, text_field: str) -> Iterator[Document]:
+def _tfds(rest: str, reader: Reader[Entry]) -> Iterator[Entry]:
   name, _, query = rest.partition("?")
   settings = {key: value for key, _, value in (pair.partition("=") for pair in query.split("&") if pair)}
   if not name or not settings.keys() <= {"split", "data_dir"}:
@@ -128,8 +172,8 @@ def _tfds(rest: str, text_field: str) -> Iterator[Document]:
   split = settings.get("split", "train")
   rows = _prepared(name, split, settings.get("data_dir"))
   named = ((f"tfds://{name}?split={split}:{number + 1}", number) for number in range(len(rows)))
-  found = (Document(where, files.as_text(rows[number], text_field, where)) for where, number in named)
-  return (document for document in found if document.text.strip())
+  found = (reader.row(rows[number], where) for where, number in named)
+  return (entry for entry in found if entry is not None)
 
 
 def _prepared(name: str, split: str, folder: str | None) -> Any:
@@ -147,7 +191,7 @@ def _prepared(name: str, split: str, folder: str | None) -> Any:
     ) from error
 
 
-def _hub(rest: str, text_field: str) -> Iterator[Document]:
+def _hub(rest: str, reader: Reader[Entry]) -> Iterator[Entry]:
   match = re.fullmatch(r"([^/@:]+/[^/@:]+)(?:/([^@:]+))?(?:@([^:]+))?(?::([^:/]+))?", rest)
   if match is None:
     raise UsageError(f"data hf://{rest}: expected hf://org/name, then /folder, @revision and :split where needed")
@@ -159,11 +203,7 @@ def _hub(rest: str, text_field: str) -> Iterator[Document]:
   found = [file for file in names if file.startswith(under) and file.endswith(_HUB) and wanted.fullmatch(file)]
   if not found:
     raise UsageError(f"data hf://{rest}: no .parquet or .jsonl file of that folder and split in the repository")
-  return (
-    Document(f"hf://{name}/{file}:{number}", text)
-    for file in found
-    for number, text in files.texts(root / file, text_field)
-  )
+  return itertools.chain.from_iterable(reader.file(root / file, f"hf://{name}/{file}") for file in found)
 
 
 def _snapshot(spec: str, name: str, folder: str | None, revision: str | None, split: str | None) -> Path:

@@ -2,20 +2,31 @@
 
 import dataclasses
 import functools
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from jaxchop.config import DataConfig
 from jaxchop.data.packed import MANIFEST
 from jaxchop.data.remote import fetched, is_remote, is_remote_cache
 from jaxchop.data.sources import Corpus, Document, documents
 from jaxchop.data.split import Splits, cut_paragraphs, paragraphs, split_documents, without_overlap
+from jaxchop.data.written import Written, is_written
 from jaxchop.errors import UsageError
 
+if TYPE_CHECKING:
+  from transformers import PreTrainedTokenizerFast
 
-def read_splits(config: DataConfig) -> "Texts":
-  """Returns calibration, training and held-out text that never overlap; what is not named is split from the source."""
-  return Texts(config)
+# A tokenizer and the token that ends a text.
+Speech = tuple["PreTrainedTokenizerFast", int]
+
+
+def read_splits(config: DataConfig, speech: Callable[[], Speech] | None = None) -> "Texts":
+  """Returns calibration, training and held-out text that never overlap; what is not named is split from the source.
+
+  Conversations to train on need `speech`.
+  """
+  return Texts(config, speech)
 
 
 def is_cache(spec: str) -> bool:
@@ -31,13 +42,14 @@ def local_cache(folder: str) -> Path:
 class Texts:
   """Three texts that share no document and no paragraph, read when first asked for.
 
-  Where corpora or a cache are trained on, calibration and held-out text have to be named; their paragraphs are left out
-  of corpora that are text. A cache is taken as it is: whoever built it has chosen its text.
+  Where corpora, conversations or a cache are trained on, calibration and held-out text have to be named; their
+  paragraphs are left out of corpora that are text, and conversations that answer with one. A cache is taken as it is:
+  whoever built it has chosen its text.
   """
 
-  def __init__(self, config: DataConfig):
+  def __init__(self, config: DataConfig, speech: Callable[[], Speech] | None = None):
     """Raises UsageError when it is not clear what is trained on."""
-    self.config = config
+    self.config, self._speech = config, speech
     # What is trained on, by name; the only source has none.
     self.specs: dict[str, str] = dict(config.corpora) or {"": config.source}
     if unknown := {name for weights in config.weights.values() for name in weights} - self.specs.keys() - {""}:
@@ -45,7 +57,10 @@ class Texts:
     for name in config.corpora:
       if not name.replace("-", "").replace("_", "").isalnum():
         raise UsageError(f"data.corpora: {name!r} is no name; use letters, digits, - and _")
-    self._whole = bool(config.corpora) or is_cache(config.source)
+    self._whole = bool(config.corpora) or is_cache(config.source) or is_written(config.source)
+    for use in ("calibration", "held_out"):
+      if is_written(spec := getattr(config, use) or ""):
+        raise UsageError(f"data.{use}: {spec} is to train on; name text")
 
   @property
   def calibration(self) -> tuple[Document, ...]:
@@ -61,29 +76,33 @@ class Texts:
 
   @property
   def training(self) -> Iterable[Document]:
-    """What the pruned model is recovered on, as far as it is text; raises UsageError when all of it is caches."""
-    texts = [text for text in self.corpora.values() if not isinstance(text, Path)]
+    """What the pruned model is recovered on, as far as it is plain text; raises UsageError when none of it is."""
+    texts = [text for text in self.corpora.values() if not isinstance(text, Path | Written)]
     if not texts:
-      raise UsageError(f"data.source: {', '.join(self.specs.values())} is a cache, and text is needed; name files")
-    return texts[0] if len(texts) == 1 else _Chained(texts)
+      raise UsageError(f"data.source: {', '.join(self.specs.values())} is no plain text, which is needed; name files")
+    return texts[0] if len(texts) == 1 else Several(texts)
 
   @functools.cached_property
-  def corpora(self) -> dict[str, Iterable[Document] | Path]:
-    """What is trained on, by name: documents, or the folder of a cache."""
+  def corpora(self) -> dict[str, Iterable[Document] | Written | Path]:
+    """What is trained on, by name: documents, conversations, or the folder of a cache."""
     return {name: self._corpus(spec) for name, spec in self.specs.items()}
 
   def require(self, use: str) -> None:
     """Raises UsageError when text of this use is neither named nor can be set aside."""
     if self._whole and not getattr(self.config, use):
-      what = "data.corpora" if self.config.corpora else f"the cache {self.config.source}"
+      what = "data.corpora" if self.config.corpora else self.config.source
       raise UsageError(f"data.{use}: no text is set aside from {what}; name some, as builtin")
 
-  def _corpus(self, spec: str) -> Iterable[Document] | Path:
+  def _corpus(self, spec: str) -> Iterable[Document] | Written | Path:
     if is_cache(spec):
       return local_cache(spec)
     if not self._whole:
       return self._parts.training
     used = paragraphs((*self._parts.calibration, *self._parts.held_out))
+    if is_written(spec):
+      if self._speech is None:
+        raise UsageError(f"data: {spec} is to train on, and this command trains nothing; name text")
+      return Written(spec, *self._speech(), frozenset(used))
     return _Without(Corpus([spec], text_field=self.config.text_field), used)
 
   @functools.cached_property
@@ -118,10 +137,10 @@ class _Without:
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class _Chained:
+class Several:
   """The documents of several corpora, one after the other."""
 
-  corpora: list[Iterable[Document]]
+  corpora: Sequence[Iterable[Document]]
 
   def __iter__(self) -> Iterator[Document]:
     return (document for corpus in self.corpora for document in corpus)

@@ -4,9 +4,10 @@ A process of its own loads the tokenizer and nothing else: neither JAX nor trans
 """
 
 import collections
+import itertools
 import multiprocessing
 import os
-from collections.abc import Generator, Iterable
+from collections.abc import Generator, Iterable, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from typing import NamedTuple, TypeVar
@@ -22,21 +23,27 @@ Item = TypeVar("Item")
 _WAITING = 3
 
 
+# A text in parts that are tokenised one by one, each with whether it is to be predicted.
+Parts = Sequence[tuple[str, bool]]
+
+
 class Tokens(NamedTuple):
-  """The tokens of several texts in a row, each text ended by EOS."""
+  """The tokens of several texts in a row."""
 
   ids: np.ndarray
-  # Tokens of each text, EOS included.
+  # Whether a token is to be predicted.
+  targets: np.ndarray
+  # Tokens of each text.
   lengths: np.ndarray
 
 
 def tokenised(
-  batches: Iterable[tuple[Item, list[str]]], tokenizer: str, eos: int, dtype: np.dtype, workers: int
+  batches: Iterable[tuple[Item, list[Parts]]], tokenizer: str, eos: int | None, dtype: np.dtype, workers: int
 ) -> Generator[tuple[Item, Tokens], None, None]:
   """Yields each batch's tokens in the order of the batches, beside what came with it.
 
-  `tokenizer` is the content of a tokenizer.json. One worker is this process, with the tokenizer's own threads; more are
-  processes of one thread each. Raises JaxchopError when one of them dies.
+  `tokenizer` is the content of a tokenizer.json. An EOS that is not None ends every text. One worker is this process,
+  with the tokenizer's own threads; more are processes of one thread each. Raises JaxchopError when one of them dies.
   """
   if workers == 1:
     loaded = _loaded(tokenizer)
@@ -84,11 +91,19 @@ def _loaded(tokenizer: str) -> tokenizers.Tokenizer:
   return loaded
 
 
-def _work(texts: list[str], eos: int, dtype: np.dtype) -> Tokens:
+def _work(texts: list[Parts], eos: int | None, dtype: np.dtype) -> Tokens:
   return _tokens(_mine[0], texts, eos, dtype)
 
 
-def _tokens(tokenizer: tokenizers.Tokenizer, texts: list[str], eos: int, dtype: np.dtype) -> Tokens:
-  found = tokenizer.encode_batch_fast(texts, add_special_tokens=False)
-  ids = [np.array([*one.ids, eos], dtype) for one in found]
-  return Tokens(np.concatenate(ids), np.array([len(one) for one in ids], np.int64))
+def _tokens(tokenizer: tokenizers.Tokenizer, texts: list[Parts], eos: int | None, dtype: np.dtype) -> Tokens:
+  found = tokenizer.encode_batch_fast([part for parts in texts for part, _ in parts], add_special_tokens=False)
+  encoded, ids, wanted, lengths = iter(found), [], [], []
+  for parts in texts:
+    of_parts = [next(encoded).ids for _ in parts]
+    ids += [*of_parts, [eos]] if eos is not None else of_parts
+    wanted += [(target, len(part)) for (_, target), part in zip(parts, of_parts, strict=True)]
+    wanted += [(True, 1)] if eos is not None else []
+    lengths.append(sum(map(len, of_parts)) + (eos is not None))
+  targets, counts = zip(*wanted, strict=True)
+  joined = np.fromiter(itertools.chain.from_iterable(ids), dtype)
+  return Tokens(joined, np.repeat(targets, counts), np.array(lengths, np.int64))

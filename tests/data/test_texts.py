@@ -43,7 +43,7 @@ def test_corpora_are_read_without_what_is_held_out(named):
 @pytest.mark.parametrize("use", ["held_out", "calibration"])
 def test_nothing_is_set_aside_from_a_cache_or_corpora(named, use):
   for config, what in (
-    (DataConfig(source=named["cache"]), "the cache .*cache"),
+    (DataConfig(source=named["cache"]), ".*cache"),
     (DataConfig(corpora={"web": named["web"]}), r"data\.corpora"),
   ):
     with pytest.raises(UsageError, match=rf"data\.{use}: no text is set aside from {what}; name some"):
@@ -53,7 +53,7 @@ def test_nothing_is_set_aside_from_a_cache_or_corpora(named, use):
 def test_a_cache_is_no_text(named):
   texts = read_splits(DataConfig(source=named["cache"], held_out=named["held"]))
   assert len(texts.held_out) == 10
-  with pytest.raises(UsageError, match="is a cache, and text is needed; name files"):
+  with pytest.raises(UsageError, match="is no plain text, which is needed; name files"):
     _ = texts.training
 
 
