@@ -146,7 +146,7 @@ def _report(parser: _Parser) -> None:
 
 
 def _data_build(parser: _Parser) -> None:
-  parser.add_argument("sources", nargs="+", help=_TEXT)
+  parser.add_argument("sources", nargs="+", help=f"{_TEXT}; conversations: chat:SOURCE or alpaca:SOURCE")
   parser.add_argument("-o", "--out", required=True, help="folder to write; the same one goes on where it stopped")
   parser.add_argument("--model", default="builtin", help=f"whose tokenizer: {_MODEL}")
   parser.add_argument("--overwrite", action="store_true", help="replace a finished cache")

@@ -162,11 +162,12 @@ def _cache(console: rich.console.Console, result: Result) -> None:
     table.add_row(rich.text.Text(source["name"]), f"{source['documents']:,}", size(source["bytes"]))
   console.print(table)
   apart = "documents apart" if result["segments"] else "documents run together"
+  apart += ", answers alone predicted" if result["targets"] else ""
   _say(
     console,
     f"{result['folder']}: {result['records']:,} records of {result['seq_len']:,} tokens, {apart}",
     f"{result['tokens']:,} tokens in {result['files']} files, {size(result['bytes'])}; "
-    f"{result['dropped_tokens']:,} at the end fill no record",
+    f"{result['dropped_tokens']:,} fit in no record",
     f"tokenizer {result['tokenizer_sha256'][:16]}, cache {result['digest'][:16]}",
   )
 

@@ -59,6 +59,17 @@ def test_data_build_writes_a_cache_that_data_inspect_checks(here, model, capsys)
   assert f"{built['records']:,} records of 32 tokens" in said(capsys, *build, "--overwrite")
 
 
+def test_data_build_lays_conversations_into_records(here, model, capsys):
+  rows = [{"instruction": f"Say {n}.", "output": f"It is {n}."} for n in range(20)]
+  Path("talks.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+  build = ["data", "build", "-o", "talks", "--model", model, "--seq_len", "64", "--workers", "1"]
+  built = answer(capsys, *build, "chat:talks.jsonl")
+  assert built["targets"] and built["segments"] and built["documents"] == 20 and built["dropped_tokens"] == 0
+  assert "documents apart, answers alone predicted" in said(capsys, *build, "chat:talks.jsonl", "--overwrite")
+  assert main([*build, "chat:talks.jsonl", "text.txt", "--quiet"]) == 2
+  assert "a cache holds text or conversations, not both; build two" in capsys.readouterr().err
+
+
 def test_score_prune_and_plan_work_on_each_others_files(here, model, capsys):
   scores = answer(capsys, "score", model, "-o", "scores.json", *SCORING, *SMALL)
   values = scores["criteria"]["block_influence"]["per_layer"]

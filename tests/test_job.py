@@ -133,3 +133,22 @@ def test_caches_and_text_are_trained_on_side_by_side(recipe, tmp_path, cache):
     {name: packed.digest for name, packed in job.corpora.items()},
     {"0": {"one": 3, "two": 1}, "1": {"two": 1}},
   ]
+
+
+def test_conversations_are_trained_on_beside_text(recipe, tmp_path):
+  talks = [{"instruction": f"Say {n}.", "input": "", "output": f"It is {n}, and that is all."} for n in range(40)]
+  (tmp_path / "talks.jsonl").write_text("".join(json.dumps(talk) + "\n" for talk in talks))
+  (tmp_path / "text.txt").write_text("\n\n".join(f"Paragraph {n} is about number {n}." for n in range(300)))
+  corpora = {"talks": f"chat:{tmp_path / 'talks.jsonl'}", "text": str(tmp_path / "text.txt")}
+  settings = dataclasses.replace(TWO_STEPS, seq_len=48)
+  job = Job(recipe(PruneConfig(drop="1"), data=DataConfig(corpora=corpora), recover=settings))
+  assert job.recovered().steps == 2
+  assert job.corpora["talks"].targets and not job.corpora["text"].targets
+  assert next(doc.name.rpartition("/")[2][:8] for doc in job.texts.training) == "text.txt"
+  # A text that is measured on is no conversation, nor set aside from any.
+  for data, words in (
+    (DataConfig(source=corpora["talks"]), "data.held_out: no text is set aside from chat:"),
+    (DataConfig(held_out=corpora["talks"]), "data.held_out: chat:.* is to train on; name text"),
+  ):
+    with pytest.raises(UsageError, match=words):
+      Job(recipe(PruneConfig(drop="1"), data=data, recover=settings)).texts.require("held_out")
