@@ -39,7 +39,7 @@ _TEXT = "files (.txt .md .jsonl .parquet, .gz or .zst; globs; also gs://), tfds:
 _MODEL = "a folder, a .gguf file, a hub id (org/name[@revision]), `builtin`, or a run folder"
 
 # Commands that take steps, for which a process sets up its memory; one that calls `main` has its own ways.
-_STEPPING = "recover", "run"
+_STEPPING = "compare", "recover", "run"
 
 # What the argument parser says of a name that it does not know.
 _UNKNOWN = re.compile(
@@ -165,6 +165,20 @@ def _speed(parser: _Parser) -> None:
   parser.add_argument("--repeats", type=int, default=3, help="measurements of each model, in turn; the median counts")
 
 
+def _compare(parser: _Parser) -> None:
+  parser.add_argument("recipes", nargs="+", help="a recipe (YAML) a way back; others are held against the first one")
+  parser.add_argument("-o", "--out", required=True, help="folder of all runs; the same one goes on where it stopped")
+  parser.add_argument("--base", action="append", default=[], help="recipe that lies under all others; may be repeated")
+  parser.add_argument("--tokens", type=int, help="training tokens of every way; unset, recover.steps of each recipe")
+  parser.add_argument(
+    "--equal",
+    choices=["tokens", "flops", "both"],
+    default="both",
+    help="train every way on as many tokens, or for as many FLOPs as the first, a teacher's counted, or both",
+  )
+  parser.add_argument("--seeds", type=int, default=1, help="recoveries of every way, each from a seed of its own")
+
+
 def _generate(parser: _Parser) -> None:
   parser.add_argument("model", help=_MODEL)
   parser.add_argument("--prompt", action="append", required=True, help="text to continue; several are run as one batch")
@@ -185,6 +199,7 @@ _COMMANDS: dict[str, tuple[str, Callable[[_Parser], None]]] = {
   "prune": ("write a model without some of its layers, or only the plan for it", _prune),
   "recover": ("train a model until it is good again: all of it, parts, or adapters", _recover),
   "evaluate": ("measure perplexity of models side by side", _evaluate),
+  "compare": ("train one pruned model by several ways and compare them at equal tokens and FLOPs", _compare),
   "export": ("write a run's weights as a stock Hugging Face folder", _export),
   "check": ("prove that a Hugging Face folder is sound and loads elsewhere", _check),
   "report": ("write report.html of a run", _report),

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from jaxchop import stages
+from jaxchop.compare import compare as compare_ways
 from jaxchop.config import BuildConfig, EvaluateConfig, PruneConfig, Recipe, ScoreConfig
 from jaxchop.data.pack import pack
 from jaxchop.data.packed import open_packed
@@ -37,6 +38,7 @@ from jaxchop.prune.criteria import named
 from jaxchop.prune.plan import Plan
 from jaxchop.prune.scores_file import from_json, read_scores
 from jaxchop.prune.surgery import keep_layers
+from jaxchop.recipes import read_recipe
 from jaxchop.report.page import write_report
 from jaxchop.subject import Subject
 from jaxchop.training import RecoverConfig
@@ -152,6 +154,22 @@ def evaluate(options: Any) -> dict[str, Any]:
       }
     )
   return {"models": entries}
+
+
+def compare(options: Any) -> dict[str, Any]:
+  files = [Path(name) for name in options.recipes]
+  ways = {file.stem: read_recipe([*map(Path, options.base), file], options.out) for file in files}
+  if len(ways) < len(files):
+    raise UsageError("two recipes have the same file name, which names the way; rename one")
+  if options.seeds < 1:
+    raise UsageError(f"--seeds is {options.seeds}; it takes at least one")
+  return compare_ways(
+    ways,
+    Path(options.out),
+    tokens=options.tokens,
+    budgets=("tokens", "flops") if options.equal == "both" else (options.equal,),
+    seeds=range(options.seeds),
+  )
 
 
 def export(options: Any) -> dict[str, Any]:

@@ -27,6 +27,7 @@ from jaxchop.errors import UsageError
 from jaxchop.files import write_json
 from jaxchop.hub.export import export_model
 from jaxchop.hub.load import load_model, open_checkpoint
+from jaxchop.model.flops import forward_flops
 from jaxchop.model.llama import Llama
 from jaxchop.parallel.channel import ALONE, Channel
 from jaxchop.parallel.mesh import make_mesh
@@ -58,11 +59,12 @@ _WORTH = 50_000_000
 class Job:
   """A recipe, its run folder, and what several stages share, opened when first needed."""
 
-  def __init__(self, recipe: Recipe, hosts: Channel = ALONE):
+  def __init__(self, recipe: Recipe, hosts: Channel = ALONE, plan: Plan | None = None):
     """Raises UsageError on settings that contradict each other across rooms or fit neither model nor devices.
 
     Where `hosts` joins several processes, all of them ask for the same things in the same order. Process 0 does what
-    one process can do, and the others take its results; recovery is the work of all.
+    one process can do, and the others take its results; recovery is the work of all. A `plan` that was made before is
+    taken as it is, whatever the recipe would choose.
     """
     if recipe.prune.recover_between and (recipe.prune.merge or not recipe.recover.steps or recipe.prune.rounds == 1):
       raise UsageError(
@@ -72,7 +74,7 @@ class Job:
       raise UsageError("recover.trainable: replacement trains what prune.merge made; set prune.merge or train others")
     if recipe.prune.recover_between and recipe.recover.fork:
       raise UsageError("recover.fork: a recovery between rounds has no run to fork from; leave one of the two out")
-    self.recipe, self.hosts = recipe, hosts
+    self.recipe, self.hosts, self._given = recipe, hosts, plan
     self.folder = RunFolder(Path(recipe.out))
     self.subject = Subject(recipe.model)
     if hosts.count > 1:
@@ -113,7 +115,7 @@ class Job:
   @functools.cached_property
   def plan(self) -> Plan:
     """Which layers stay: plan.json, from scores.json where a criterion chooses."""
-    plan = stages.plan(self.subject, self.recipe, self._scores, self._layer_share, self._searched)
+    plan = self._given or stages.plan(self.subject, self.recipe, self._scores, self._layer_share, self._searched)
     self.hosts.first("plan", lambda: write_json(self.folder.plan, plans.to_json(plan)))
     return plan
 
@@ -225,6 +227,16 @@ class Job:
     if settings.trainable == "replacement":
       settings = dataclasses.replace(settings, trainable="partial", partial=replacements(self.plan))
     return settings
+
+  @property
+  def flops_per_token(self) -> float:
+    """Operations a token of a training step by formula, those of a teacher's forward pass among them."""
+    settings, own = self.training, self.subject.checkpoint
+    total = way_of(settings, own.architecture, len(self.plan.keep)).flops(settings.seq_len).total
+    if needed(settings.distill):
+      teacher = own if settings.distill.teacher is None else open_checkpoint(settings.distill.teacher)
+      total += forward_flops(teacher.architecture, teacher.layers, settings.seq_len).total
+    return total
 
   def check_training(self) -> None:
     """Raises UsageError on settings of recovery that do not fit the plan: not when an hour of measuring is over."""

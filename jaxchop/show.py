@@ -10,6 +10,7 @@ import rich.table
 import rich.text
 
 from jaxchop.layers import spans
+from jaxchop.report import ways
 from jaxchop.report.fields import Fields
 from jaxchop.report.goodput import in_one_line, read_goodput
 from jaxchop.report.table import summary_table
@@ -156,6 +157,19 @@ def _report(console: rich.console.Console, result: Result) -> None:
   _say(console, result["report"])
 
 
+def _compare(console: rich.console.Console, result: Result) -> None:
+  for budget in dict.fromkeys(row["budget"] for row in result["rows"]):
+    mine = [row for row in result["rows"] if row["budget"] == budget]
+    table = _table(*ways.HEAD)
+    for row in mine:
+      table.add_row(*map(rich.text.Text, ways.cells(row, mine[0]["way"])))
+    _say(console, f"At equal {'FLOPs' if budget == 'flops' else budget}:")
+    console.print(table)
+  before = ", ".join(f"{name} {result[name]['perplexity']:.2f}" for name in ("original", "pruned"))
+  _say(console, f"The plan {result['plan']}.", f"Before any training: {before}. {result['protocol']}")
+  _say(console, f"{result['folder']}: compare.md, compare.png, compare.json")
+
+
 def _cache(console: rich.console.Console, result: Result) -> None:
   table = _table("source", "documents", "bytes")
   for source in result["sources"]:
@@ -239,6 +253,7 @@ _SHOW: dict[str, Callable[[rich.console.Console, Result], None]] = {
   "prune": _prune,
   "recover": _recover,
   "evaluate": _evaluate,
+  "compare": _compare,
   "export": _export,
   "check": _check,
   "report": _report,

@@ -59,6 +59,28 @@ def test_data_build_writes_a_cache_that_data_inspect_checks(here, model, capsys)
   assert f"{built['records']:,} records of 32 tokens" in said(capsys, *build, "--overwrite")
 
 
+def test_compare_lays_recipes_over_a_base(here, model, capsys):
+  base = {"model": model, "data": {"source": "text.txt", "calibration_share": 0.2, "held_out_share": 0.2}}
+  base |= {"prune": {"drop": "1"}, "evaluate": {"window": 32, "stride": 32, "max_windows": 2, "batch_size": 2}}
+  base |= {"recover": {"batch_size": 2, "seq_len": 32, "mesh": {"fsdp": 1}}}
+  for name, content in {
+    "base": base,
+    "all": {},
+    "head": {"recover": {"trainable": "partial", "partial": {"last": 0}}},
+  }.items():
+    Path(f"{name}.yaml").write_text(json.dumps(content))
+  asked = ["compare", "all.yaml", "head.yaml", "--base", "base.yaml", "-o", "ways", "--equal", "tokens"]
+  found = answer(capsys, *asked, "--tokens", "64")
+  assert [(row["way"], row["tokens"], row["budget"]) for row in found["rows"]] == [
+    ("all", 64, "tokens"),
+    ("head", 64, "tokens"),
+  ]
+  words = said(capsys, *asked, "--tokens", "64")
+  assert "At equal tokens" in words and "compare.md" in words and "The plan removes layer 1" in words
+  assert main(["compare", "all.yaml", *asked[1:], "--quiet"]) == 2
+  assert "two recipes have the same file name" in capsys.readouterr().err
+
+
 def test_data_build_lays_conversations_into_records(here, model, capsys):
   rows = [{"instruction": f"Say {n}.", "output": f"It is {n}."} for n in range(20)]
   Path("talks.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))

@@ -5,10 +5,16 @@ from pathlib import Path
 import pytest
 
 from jaxchop.cli import parser
+from jaxchop.config import PruneConfig
+from jaxchop.errors import UsageError
 from jaxchop.prune.select import targets
 from jaxchop.prune.select import unprotected as candidates
+from jaxchop.recipes import read_recipe
 
 CONFIGS = Path(__file__).parent.parent / "configs"
+# Parts of recipes, laid over one another by `compare`.
+COMPARED = CONFIGS / "compare"
+WHOLE = sorted(path for path in CONFIGS.rglob("*.yaml") if COMPARED not in path.parents)
 PUBLISHED = sorted(path.stem for path in (CONFIGS / "published").glob("*.yaml"))
 
 
@@ -17,7 +23,7 @@ def recipe(path):
   return root.instantiate(root.parse_args(["run", "--config", str(path)])).run
 
 
-@pytest.mark.parametrize("path", sorted(CONFIGS.rglob("*.yaml")), ids=lambda path: str(path.relative_to(CONFIGS)))
+@pytest.mark.parametrize("path", WHOLE, ids=lambda path: str(path.relative_to(CONFIGS)))
 def test_a_recipe_names_one_way_to_choose_and_where_to_stop(path):
   found = recipe(path)
   prune = found.prune
@@ -39,5 +45,29 @@ def test_every_published_method_has_its_variant_that_runs_here(name):
 
 
 def test_no_two_recipes_write_to_the_same_folder():
-  outs = [recipe(path).out for path in CONFIGS.rglob("*.yaml")]
+  outs = [recipe(path).out for path in WHOLE]
   assert len(set(outs)) == len(outs)
+
+
+@pytest.mark.parametrize("cut", sorted(COMPARED.glob("drop-*.yaml")), ids=lambda path: path.stem)
+def test_the_ways_that_are_compared_share_all_but_recovery(cut):
+  files = sorted((COMPARED / "ways").glob("*.yaml"))
+  found = {file.stem: read_recipe([COMPARED / "base.yaml", cut, file], "runs/x") for file in files}
+  first = found["all"]
+  assert first.prune.count == int(cut.stem.removeprefix("drop-")) and next(iter(found)) == "all"
+  for name, way in found.items():
+    assert (way.data, way.evaluate, way.recover.batch_size) == (first.data, first.evaluate, first.recover.batch_size)
+    assert way.prune == (PruneConfig(keep="0:30") if name == "unpruned" else first.prune)
+
+
+def test_a_recipe_of_several_files_is_that_of_the_last_word(tmp_path):
+  below, above = tmp_path / "below.yaml", tmp_path / "above.yaml"
+  below.write_text("out: here\nrecover:\n  steps: 7\n  batch_size: 3\n")
+  above.write_text("recover:\n  steps: 9\n")
+  found = read_recipe([below, above], "there")
+  assert (found.out, found.recover.steps, found.recover.batch_size) == ("there", 9, 3)
+  above.write_text("recover:\n  stepz: 9\n")
+  with pytest.raises(UsageError, match=r"below\.yaml, .*above\.yaml: .*stepz"):
+    read_recipe([below, above], "there")
+  with pytest.raises(UsageError, match=r"absent\.yaml: no such file; name a recipe"):
+    read_recipe([tmp_path / "absent.yaml"], "there")

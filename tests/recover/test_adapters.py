@@ -95,7 +95,7 @@ def test_settings_that_make_no_adapter_are_refused(config: RecoverConfig, words:
     way_of(config, CONFIG, LAYERS)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", ["dora", *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("lora", "qlora"))])
 def test_every_layout_and_cut_of_the_batch_leaves_out_the_same(kind: str) -> None:
   config = adapting(kind, dropout=0.3)
   way, trained, frozen = parts(config, seed=1)
@@ -139,8 +139,17 @@ def test_a_restart_is_the_same_run(tmp_path: Path, kind: str) -> None:
   jax.tree.map(np.testing.assert_array_equal, again.model, whole.model)
 
 
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("mesh", [MeshConfig(fsdp=2, tensor=2), MeshConfig(data=2, fsdp=1, context=2)], ids=str)
+CUT, SPREAD = MeshConfig(fsdp=2, tensor=2), MeshConfig(data=2, fsdp=1, context=2)
+
+
+@pytest.mark.parametrize(
+  ("kind", "mesh"),
+  [("dora", CUT), ("qlora", SPREAD)]
+  + [
+    pytest.param(kind, mesh, marks=pytest.mark.slow)
+    for kind, mesh in (("lora", CUT), ("qlora", CUT), ("lora", SPREAD), ("dora", SPREAD))
+  ],
+)
 def test_on_several_devices_it_is_the_run_of_one(tmp_path: Path, kind: str, mesh: MeshConfig) -> None:
   # Positions of a sequence that is spread lie in another order, so that dropout would take others.
   dropout = 0.0 if mesh.context > 1 else 0.1
