@@ -147,8 +147,8 @@ def test_conversations_are_trained_on_beside_text(recipe, tmp_path):
   assert next(doc.name.rpartition("/")[2][:8] for doc in job.texts.training) == "text.txt"
   # A text that is measured on is no conversation, nor set aside from any.
   for data, words in (
-    (DataConfig(source=corpora["talks"]), "data.held_out: no text is set aside from chat:"),
-    (DataConfig(held_out=corpora["talks"]), "data.held_out: chat:.* is to train on; name text"),
+    (DataConfig(corpora=corpora), r"data\.held_out: no text is set aside from data\.corpora"),
+    (DataConfig(held_out=corpora["talks"]), r"data\.held_out: chat:.* is to train on; name text"),
   ):
     with pytest.raises(UsageError, match=words):
       Job(recipe(PruneConfig(drop="1"), data=data, recover=settings)).texts.require("held_out")

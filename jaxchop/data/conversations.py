@@ -5,8 +5,8 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from jaxchop.data import files
-from jaxchop.data.sources import BUILTIN, entries
-from jaxchop.errors import JaxchopError, UsageError
+from jaxchop.data.sources import BUILTIN, Document, documents, entries
+from jaxchop.errors import JaxchopError
 
 ANSWERS = "assistant"
 # Lists of messages, each {role, content} or {from, value}.
@@ -34,16 +34,24 @@ class Conversation:
   # What the only question is about, where the data set keeps that apart.
   context: str = ""
 
+  @property
+  def answers(self) -> Document:
+    """All that is answered, as a text."""
+    return Document(self.name, "\n\n".join(turn.text for turn in self.turns if turn.role == ANSWERS))
+
 
 def conversations(spec: str) -> Iterator[Conversation]:
   """Returns the conversations of a data spec (see `documents`) one by one; those without an answer are left out.
 
-  Raises UsageError on a spec that names nothing, or nothing that can hold conversations; JaxchopError while reading on
-  rows that are none.
+  Those of `builtin` ask about its topics. Raises UsageError on a spec that names nothing, or nothing that can hold
+  conversations; JaxchopError while reading on rows that are none.
   """
-  if spec == BUILTIN:
-    raise UsageError(f"data {spec}: holds no conversations; name a .jsonl or .parquet file, tfds:// or hf://")
-  return entries(spec, _Reader())
+  return map(_about, documents(BUILTIN)) if spec == BUILTIN else entries(spec, _Reader())
+
+
+def _about(topic: Document) -> Conversation:
+  question = f"What does the documentation of Python say about {topic.name.removeprefix(f'{BUILTIN}:')}?"
+  return Conversation(topic.name, (Turn("user", question), Turn(ANSWERS, topic.text)))
 
 
 class _Reader:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from jaxchop.config import DataConfig
+from jaxchop.data.conversations import conversations
 from jaxchop.data.packed import MANIFEST
 from jaxchop.data.remote import fetched, is_remote, is_remote_cache
 from jaxchop.data.sources import Corpus, Document, documents
@@ -42,9 +43,9 @@ def local_cache(folder: str) -> Path:
 class Texts:
   """Three texts that share no document and no paragraph, read when first asked for.
 
-  Where corpora, conversations or a cache are trained on, calibration and held-out text have to be named; their
-  paragraphs are left out of corpora that are text, and conversations that answer with one. A cache is taken as it is:
-  whoever built it has chosen its text.
+  Where corpora or a cache are trained on, calibration and held-out text have to be named; their paragraphs are left out
+  of corpora that are text, and conversations that answer with one. A cache is taken as it is: whoever built it has
+  chosen its text. Of conversations as the only source, calibration and held-out text are answers.
   """
 
   def __init__(self, config: DataConfig, speech: Callable[[], Speech] | None = None):
@@ -57,7 +58,7 @@ class Texts:
     for name in config.corpora:
       if not name.replace("-", "").replace("_", "").isalnum():
         raise UsageError(f"data.corpora: {name!r} is no name; use letters, digits, - and _")
-    self._whole = bool(config.corpora) or is_cache(config.source) or is_written(config.source)
+    self._whole = bool(config.corpora) or is_cache(config.source)
     for use in ("calibration", "held_out"):
       if is_written(spec := getattr(config, use) or ""):
         raise UsageError(f"data.{use}: {spec} is to train on; name text")
@@ -96,13 +97,14 @@ class Texts:
   def _corpus(self, spec: str) -> Iterable[Document] | Written | Path:
     if is_cache(spec):
       return local_cache(spec)
-    if not self._whole:
+    if not (self._whole or is_written(spec)):
       return self._parts.training
-    used = paragraphs((*self._parts.calibration, *self._parts.held_out))
+    elsewhere = (*self._parts.calibration, *self._parts.held_out)
+    used = paragraphs(elsewhere)
     if is_written(spec):
       if self._speech is None:
         raise UsageError(f"data: {spec} is to train on, and this command trains nothing; name text")
-      return Written(spec, *self._speech(), frozenset(used))
+      return Written(spec, *self._speech(), frozenset(used | {document.name for document in elsewhere}))
     return _Without(Corpus([spec], text_field=self.config.text_field), used)
 
   @functools.cached_property
@@ -112,7 +114,7 @@ class Texts:
     if self._whole:
       return without_overlap(calibration, (), held_out)
     own = split_documents(
-      documents(config.source, text_field=config.text_field),
+      self._source(),
       held_out=0.0 if config.held_out else config.held_out_share,
       calibration=0.0 if config.calibration else config.calibration_share,
       seed=config.seed,
@@ -120,6 +122,12 @@ class Texts:
     if not calibration and not held_out:
       return own
     return without_overlap(calibration or own.calibration, own.training, held_out or own.held_out)
+
+  def _source(self) -> Iterator[Document]:
+    spec = self.config.source
+    if is_written(spec):
+      return (one.answers for one in conversations(spec.partition(":")[2]))
+    return documents(spec, text_field=self.config.text_field)
 
   def _named(self, spec: str | None) -> tuple[Document, ...]:
     return tuple(documents(spec, text_field=self.config.text_field)) if spec else ()

@@ -35,7 +35,7 @@ def is_written(spec: str) -> bool:
 class Written:
   """The conversations of a spec as documents, read anew each time they are iterated over.
 
-  Those that answer with a paragraph in `without` are left out.
+  Those that answer with a paragraph in `without`, or are called so, are left out.
   """
 
   spec: str
@@ -54,8 +54,7 @@ class Written:
     self, found: Iterator[Conversation], write: Callable[["Written", Conversation], tuple[str, Spans]]
   ) -> Iterator[Document]:
     for one in found:
-      answers = "\n\n".join(turn.text for turn in one.turns if turn.role == ANSWERS)
-      if paragraph_keys(answers).isdisjoint(self.without):
+      if one.name not in self.without and paragraph_keys(one.answers.text).isdisjoint(self.without):
         yield Document(one.name, *write(self, one))
 
 

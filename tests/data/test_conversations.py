@@ -70,5 +70,9 @@ def test_what_can_hold_none_is_refused(tmp_path):
   (tmp_path / "plain.txt").write_text("a text")
   with pytest.raises(UsageError, match=r"plain text has no rows; name a \.jsonl or \.parquet"):
     list(conversations(str(tmp_path / "plain.txt")))
-  with pytest.raises(UsageError, match="builtin: holds no conversations"):
-    conversations("builtin")
+
+
+def test_builtin_asks_about_its_topics():
+  first = next(conversations("builtin"))
+  assert first.turns[0].text == "What does the documentation of Python say about assert?"
+  assert first.name == "builtin:assert" and first.answers.text.startswith('The "assert" statement')

@@ -68,3 +68,16 @@ def test_a_cache_is_no_text(named):
 def test_names_that_make_no_sense_are_refused(config, message):
   with pytest.raises(UsageError, match=message):
     read_splits(config)
+
+
+def test_answers_of_a_source_of_conversations_are_set_aside(byte_tokenizer):
+  config = DataConfig(source="alpaca:builtin", held_out_share=0.2)
+  texts = read_splits(config, lambda: (byte_tokenizer, 256))
+  asked = {document.name for document in texts.corpora[""]}
+  measured = {document.name for document in (*texts.calibration, *texts.held_out)}
+  assert len(measured) > 5 and len(asked) > 30 and not measured & asked
+  assert next(iter(texts.held_out)).answers is None
+  # What scores or measures needs no tokenizer, what trains does.
+  assert read_splits(config).held_out == texts.held_out
+  with pytest.raises(UsageError, match="alpaca:builtin is to train on, and this command trains nothing; name text"):
+    _ = read_splits(config).corpora
