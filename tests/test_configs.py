@@ -38,10 +38,13 @@ def test_a_recipe_names_one_way_to_choose_and_where_to_stop(path):
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_every_published_method_has_its_variant_that_runs_here(name):
   small, original = (recipe(CONFIGS / folder / f"{name}.yaml") for folder in ("smollm2", "published"))
-  assert small.model == small.data.source == "builtin"
+  assert small.model == small.data.source.rpartition(":")[2] == "builtin"
   assert "/" in original.model
   for setting in ("pattern", "criterion", "merge", "protect_first", "protect_last"):
     assert getattr(small.prune, setting) == getattr(original.prune, setting)
+  for setting in ("trainable", "partial", "adapter", "distill"):
+    assert getattr(small.recover, setting) == getattr(original.recover, setting)
+  assert (small.recover.steps > 0) == (original.recover.steps > 0)
 
 
 def test_no_two_recipes_write_to_the_same_folder():
