@@ -39,7 +39,7 @@ _TEXT = "files (.txt .md .jsonl .parquet, .gz or .zst; globs; also gs://), tfds:
 _MODEL = "a folder, a .gguf file, a hub id (org/name[@revision]), `builtin`, or a run folder"
 
 # Commands that take steps, for which a process sets up its memory; one that calls `main` has its own ways.
-_STEPPING = "compare", "recover", "run"
+_STEPPING = "compare", "forecast", "recover", "run"
 
 # What the argument parser says of a name that it does not know.
 _UNKNOWN = re.compile(
@@ -179,6 +179,20 @@ def _compare(parser: _Parser) -> None:
   parser.add_argument("--seeds", type=int, default=1, help="recoveries of every way, each from a seed of its own")
 
 
+def _forecast(parser: _Parser) -> None:
+  parser.add_argument("run", help="a run folder or a recipe (YAML); its recovery is what is foretold")
+  parser.add_argument("-o", "--out", help="folder of the probes; unset, forecast in the run folder")
+  parser.add_argument(
+    "--tokens", type=int, nargs="+", default=[], help="tokens of each probe; unset, four shares of the recipe's steps"
+  )
+  parser.add_argument("--target", type=float, help="perplexity to reach")
+  parser.add_argument(
+    "--gain", type=float, default=0.01, help="nats that twice as many tokens must gain to be worth it"
+  )
+  parser.add_argument("--chip_tflops", type=float, help="useful TFLOP/s of a chip to reckon hours of; unset, as here")
+  parser.add_argument("--seed", type=int, default=0, help="decides the order of the training records")
+
+
 def _generate(parser: _Parser) -> None:
   parser.add_argument("model", help=_MODEL)
   parser.add_argument("--prompt", action="append", required=True, help="text to continue; several are run as one batch")
@@ -200,6 +214,7 @@ _COMMANDS: dict[str, tuple[str, Callable[[_Parser], None]]] = {
   "recover": ("train a model until it is good again: all of it, parts, or adapters", _recover),
   "evaluate": ("measure perplexity of models side by side", _evaluate),
   "compare": ("train one pruned model by several ways and compare them at equal tokens and FLOPs", _compare),
+  "forecast": ("foretell from short probes what more training gives, and what a target costs", _forecast),
   "export": ("write a run's weights as a stock Hugging Face folder", _export),
   "check": ("prove that a Hugging Face folder is sound and loads elsewhere", _check),
   "report": ("write report.html of a run", _report),

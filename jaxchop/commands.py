@@ -23,6 +23,7 @@ from jaxchop.errors import UsageError
 from jaxchop.evaluate.measure import measure
 from jaxchop.evaluate.speed import compare_speed
 from jaxchop.files import write_json
+from jaxchop.forecast import forecast as foretold
 from jaxchop.hub.export import export_model
 from jaxchop.hub.rewrite import prune_checkpoint
 from jaxchop.job import Job
@@ -35,11 +36,12 @@ from jaxchop.pipeline import spent_on
 from jaxchop.prune import plan as plans
 from jaxchop.prune.agreement import agreement, usual_count, verdicts
 from jaxchop.prune.criteria import named
-from jaxchop.prune.plan import Plan
+from jaxchop.prune.plan import Plan, read_plan
 from jaxchop.prune.scores_file import from_json, read_scores
 from jaxchop.prune.surgery import keep_layers
 from jaxchop.recipes import read_recipe
 from jaxchop.report.page import write_report
+from jaxchop.run_folder import RunFolder
 from jaxchop.subject import Subject
 from jaxchop.training import RecoverConfig
 
@@ -169,6 +171,22 @@ def compare(options: Any) -> dict[str, Any]:
     tokens=options.tokens,
     budgets=("tokens", "flops") if options.equal == "both" else (options.equal,),
     seeds=range(options.seeds),
+  )
+
+
+def forecast(options: Any) -> dict[str, Any]:
+  path = Path(options.run)
+  run = RunFolder(path) if path.is_dir() else None
+  recipe = read_recipe([run.recipe if run else path])
+  return foretold(
+    recipe,
+    Path(options.out or Path(recipe.out) / "forecast"),
+    plan=read_plan(run.plan) if run else None,
+    tokens=options.tokens,
+    target=options.target,
+    gain=options.gain,
+    chip_flops=options.chip_tflops and options.chip_tflops * 1e12,
+    seed=options.seed,
   )
 
 

@@ -9,10 +9,11 @@ from jaxchop.config import Recipe
 from jaxchop.errors import UsageError
 
 
-def read_recipe(files: Sequence[Path], out: str) -> Recipe:
+def read_recipe(files: Sequence[Path], out: str | None = None) -> Recipe:
   """Returns the recipe that several files make, each laid over those before it.
 
-  Its run folder is `out`, whatever they name. Raises UsageError where one is missing or holds what is no setting.
+  Its run folder is `out`, if given, whatever they name. Raises UsageError where one is missing or holds what is no
+  setting.
   """
   for file in files:
     if not file.is_file():
@@ -22,7 +23,7 @@ def read_recipe(files: Sequence[Path], out: str) -> Recipe:
   parser.add_class_arguments(Recipe, sub_configs=False)
   argv = [part for file in files for part in ("--config", str(file))]
   try:
-    found = parser.instantiate(parser.parse_args([*argv, "--out", out]))
+    found = parser.instantiate(parser.parse_args([*argv, *(() if out is None else ("--out", out))]))
   except ArgumentError as error:
     raise UsageError(f"{', '.join(map(str, files))}: {' '.join(str(error).split())}") from error
   return Recipe(**{name: found[name] for name in Recipe.__dataclass_fields__})

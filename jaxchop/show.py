@@ -10,7 +10,7 @@ import rich.table
 import rich.text
 
 from jaxchop.layers import spans
-from jaxchop.report import ways
+from jaxchop.report import expected, ways
 from jaxchop.report.fields import Fields
 from jaxchop.report.goodput import in_one_line, read_goodput
 from jaxchop.report.table import summary_table
@@ -170,6 +170,17 @@ def _compare(console: rich.console.Console, result: Result) -> None:
   _say(console, f"{result['folder']}: compare.md, compare.png, compare.json")
 
 
+def _forecast(console: rich.console.Console, result: Result) -> None:
+  table = _table("tokens", "perplexity", "expected", "95 % interval", "takes")
+  for point in (*result["probes"], *result["expected"]):
+    measured = f"{point['perplexity']:.2f}" if "perplexity" in point else ""
+    low, high = point["interval"]
+    spent = expected.work(result, point["tokens"])
+    table.add_row(count(point["tokens"]), measured, f"{point['expected']:.2f}", f"{low:.2f} to {high:.2f}", spent)
+  console.print(table)
+  _say(console, *expected.in_words(result), f"{result['folder']}: forecast.json, forecast.png")
+
+
 def _cache(console: rich.console.Console, result: Result) -> None:
   table = _table("source", "documents", "bytes")
   for source in result["sources"]:
@@ -254,6 +265,7 @@ _SHOW: dict[str, Callable[[rich.console.Console, Result], None]] = {
   "recover": _recover,
   "evaluate": _evaluate,
   "compare": _compare,
+  "forecast": _forecast,
   "export": _export,
   "check": _check,
   "report": _report,

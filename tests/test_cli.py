@@ -11,7 +11,7 @@ from jaxchop.cli import main, parser
 from jaxchop.config import Recipe
 
 COMMANDS = ("run", "inspect", "score", "prune", "recover", "evaluate", "export", "check", "report", "data build")
-COMMANDS += ("compare", "data inspect", "speed", "generate")
+COMMANDS += ("compare", "forecast", "data inspect", "speed", "generate")
 
 
 def refused(capsys, *argv):

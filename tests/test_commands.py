@@ -81,6 +81,30 @@ def test_compare_lays_recipes_over_a_base(here, model, capsys):
   assert "two recipes have the same file name" in capsys.readouterr().err
 
 
+def test_forecast_probes_a_recipe_or_a_run(here, model, capsys):
+  recipe = {"out": "run", "model": model, "data": {"source": "text.txt", "calibration_share": 0.2}}
+  recipe |= {"prune": {"drop": "1"}, "evaluate": {"window": 32, "stride": 32, "max_windows": 4, "batch_size": 2}}
+  recipe |= {"recover": {"steps": 64, "batch_size": 2, "seq_len": 32, "mesh": {"fsdp": 1}}}
+  Path("recipe.yaml").write_text(json.dumps(recipe))
+  asked = ["--tokens", "128", "256", "512", "1024", "--target", "200", "--chip_tflops", "2"]
+  found = answer(capsys, "forecast", "recipe.yaml", *asked)
+  assert [probe["tokens"] for probe in found["probes"]] == [128, 256, 512, 1024]
+  assert found["probes"][0]["perplexity"] > found["probes"][-1]["perplexity"]
+  assert [point["tokens"] for point in found["expected"]] == [1024 << times for times in range(1, 9)]
+  assert any(point["tokens"] == 64 * 2 * 32 for point in found["expected"])
+  curves = {
+    path.parent.name: path.read_text().splitlines() for path in Path("run/forecast/runs").glob("*/metrics.jsonl")
+  }
+  assert {name.split("-")[1]: len(lines) for name, lines in curves.items()} == {"2": 2, "4": 4, "8": 8, "16": 16}
+  Path("run/recipe.yaml").write_text(json.dumps(recipe | {"prune": {"drop": "2"}}))
+  Path("run/plan.json").write_text(Path("run/forecast/pruned/plan.json").read_text())
+  words = " ".join(said(capsys, "forecast", "run", *asked).split())
+  assert "perplexity 200" in words
+  assert "twice as many gain less than 0.01 nats" in words
+  assert main(["forecast", "recipe.yaml", "--tokens", "128", "256", "--quiet"]) == 2
+  assert "at least 4 different numbers of tokens" in capsys.readouterr().err
+
+
 def test_data_build_lays_conversations_into_records(here, model, capsys):
   rows = [{"instruction": f"Say {n}.", "output": f"It is {n}."} for n in range(20)]
   Path("talks.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))

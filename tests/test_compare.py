@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from jaxchop import compare as comparing
 from jaxchop.compare import compare
 from jaxchop.config import DataConfig, EvaluateConfig, PruneConfig, Recipe
 from jaxchop.errors import Interrupted, UsageError
 from jaxchop.job import Job
 from jaxchop.training import DistillConfig, MeshConfig, PartialConfig, RecoverConfig
+from jaxchop.trials import Trials
 
 RECOVER = RecoverConfig(steps=4, batch_size=2, seq_len=32, mesh=MeshConfig(fsdp=1))
 TOKENS = 4 * 2 * 32
@@ -144,12 +144,10 @@ def refused(ways, tmp_path, words, **changed):
   ],
 )
 def test_what_cannot_be_compared_is_refused_before_the_first_run(ways, tmp_path, change, words, monkeypatch):
-  monkeypatch.setattr(comparing._Comparison, "before", None)
+  monkeypatch.setattr(Trials, "before", None)
   refused(ways, tmp_path, words, other=change)
 
 
 def test_the_first_way_prunes(ways, tmp_path):
-  with pytest.raises(
-    UsageError, match="unpruned: it prunes nothing, and the others are held against it; name it later"
-  ):
+  with pytest.raises(UsageError, match="unpruned: it prunes nothing, so nothing is to be recovered; let it prune"):
     compare({name: ways[name] for name in ("unpruned", "all")}, Path(tmp_path / "refused"))

@@ -1,5 +1,6 @@
 """Every recipe in configs/ is one that the command line takes, and chooses what its method chooses."""
 
+import functools
 from pathlib import Path
 
 import pytest
@@ -18,9 +19,12 @@ WHOLE = sorted(path for path in CONFIGS.rglob("*.yaml") if COMPARED not in path.
 PUBLISHED = sorted(path.stem for path in (CONFIGS / "published").glob("*.yaml"))
 
 
+ROOT = parser()
+
+
+@functools.cache
 def recipe(path):
-  root = parser()
-  return root.instantiate(root.parse_args(["run", "--config", str(path)])).run
+  return ROOT.instantiate(ROOT.parse_args(["run", "--config", str(path)])).run
 
 
 @pytest.mark.parametrize("path", WHOLE, ids=lambda path: str(path.relative_to(CONFIGS)))

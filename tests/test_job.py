@@ -83,10 +83,11 @@ def test_a_tracker_that_is_not_installed_is_refused_before_anything_else(recipe,
 
 
 @pytest.mark.parametrize(("steps", "warned"), [(2, False), (20, True)])
-def test_a_text_read_too_often_is_said_beforehand(recipe, tmp_path, caplog, steps, warned):
+def test_a_text_read_too_often_is_said_beforehand(recipe, tmp_path, caplog, monkeypatch, steps, warned):
   documents = [json.dumps({"text": f"Text {number}: " + f"word{number} " * 40}) for number in range(40)]
   (tmp_path / "text.jsonl").write_text("\n".join(documents))
   settings = RecoverConfig(steps=steps, batch_size=64, seq_len=64)
+  monkeypatch.setattr("jaxchop.job.recover", lambda *given, **named: None)
   Job(recipe(PruneConfig(drop="1"), data=DataConfig(source=str(tmp_path / "text.jsonl")), recover=settings)).recovered()
   assert any("learned by heart" in line for line in caplog.messages) == warned
 
