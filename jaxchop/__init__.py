@@ -63,6 +63,10 @@ _API = {
   "perplexity": "jaxchop.evaluate.perplexity",
   "Protocol": "jaxchop.evaluate.protocol",
   "run": "jaxchop.pipeline",
+  "read_recipe": "jaxchop.recipes",
+  # Not by their modules' names, for the same reason.
+  "compare_ways": "jaxchop.compare:compare",
+  "forecast_training": "jaxchop.forecast:forecast",
 }
 __all__ = list(_API)
 

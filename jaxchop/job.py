@@ -244,6 +244,13 @@ class Job:
     if self.recipe.recover.steps:
       if needed(distill) and distill.teacher is None and not self.plan.drop:
         raise UsageError("recover.distill.teacher: this recipe prunes nothing; name the model to learn from")
+      if needed(distill) and distill.teacher is not None:
+        other = tokenizer_digest(Subject(distill.teacher).tokenizer)
+        if other != tokenizer_digest(self.subject.tokenizer):
+          raise UsageError(
+            f"recover.distill.teacher: {distill.teacher} has another tokenizer than {self.subject.name}, so its "
+            "distributions are of other tokens; name a teacher with the same one"
+          )
       way_of(self.training, self.subject.checkpoint.architecture, len(self.plan.keep))
 
   def _recover(

@@ -1,5 +1,6 @@
 """A plan that cost a search or a measurement is made once: a restart comes to the same one without the model."""
 
+import contextlib
 import dataclasses
 import json
 import sys
@@ -13,7 +14,7 @@ from jaxchop.errors import UsageError
 from jaxchop.job import Job
 from jaxchop.recover.checkpoint import load_weights
 from jaxchop.subject import Subject
-from jaxchop.training import MeshConfig, OptimizerConfig, RecoverConfig
+from jaxchop.training import DistillConfig, MeshConfig, OptimizerConfig, RecoverConfig
 
 
 @pytest.fixture
@@ -90,6 +91,18 @@ def test_a_text_read_too_often_is_said_beforehand(recipe, tmp_path, caplog, monk
   monkeypatch.setattr("jaxchop.job.recover", lambda *given, **named: None)
   Job(recipe(PruneConfig(drop="1"), data=DataConfig(source=str(tmp_path / "text.jsonl")), recover=settings)).recovered()
   assert any("learned by heart" in line for line in caplog.messages) == warned
+
+
+def test_a_teacher_speaks_by_the_same_tokenizer(recipe, tiny_folder):
+  other = tiny_folder()
+  tokenizer = json.loads((other / "tokenizer.json").read_text())
+  tokenizer["normalizer"] = {"type": "Lowercase"}
+  (other / "tokenizer.json").write_text(json.dumps(tokenizer))
+  for teacher, refused in ((tiny_folder(seed=1), False), (other, True)):
+    settings = RecoverConfig(steps=2, distill=DistillConfig(weight=1.0, teacher=str(teacher)))
+    expected = pytest.raises(UsageError, match=r"recover\.distill\.teacher: .* has another tokenizer than")
+    with expected if refused else contextlib.nullcontext():
+      Job(recipe(PruneConfig(drop="1"), recover=settings)).check_training()
 
 
 def test_a_recovery_between_rounds_has_no_run_to_fork_from(recipe):
