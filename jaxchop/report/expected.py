@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from jaxchop import wording
-from jaxchop.report.figure import PALETTE, new_figure, style, to_png
+from jaxchop.report.figure import PALETTE, log_ticks, new_figure, style, to_png
 
 
 def in_words(found: Mapping[str, Any]) -> list[str]:
@@ -54,6 +54,8 @@ def plot(found: Mapping[str, Any]) -> bytes:
       found["original"]["perplexity"], color=PALETTE["muted"], linestyle="--", linewidth=0.8, label="original"
     )
     axes.set(xscale="log", yscale="log", xlabel="tokens of recovery")
+    for axis in (axes.xaxis, axes.yaxis):
+      log_ticks(axis)
     axes.set_title(f"Perplexity ({found['protocol'].partition(',')[0]}), expected from {len(measured)} probes")
     axes.grid(axis="y")
     axes.legend()

@@ -10,7 +10,7 @@ from matplotlib.axis import Axis
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
-from matplotlib.ticker import FuncFormatter, MaxNLocator
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
 # Steps of a heat map from low to high, evenly apart to the eye.
 # fmt: off
@@ -84,6 +84,13 @@ def few_ticks(axis: Axis, most: int) -> None:
   How many must not follow from the size of the axes: that follows from the width of the numbers.
   """
   axis.set_major_locator(MaxNLocator(nbins=most, steps=[1, 2, 2.5, 5, 10]))
+  axis.set_major_formatter(FuncFormatter(lambda value, _: short(value)))
+
+
+def log_ticks(axis: Axis) -> None:
+  """Marks 1, 2 and 5 times powers of ten on a logarithmic scale."""
+  axis.set_major_locator(LogLocator(subs=(1, 2, 5), numticks=12))
+  axis.set_minor_locator(NullLocator())
   axis.set_major_formatter(FuncFormatter(lambda value, _: short(value)))
 
 

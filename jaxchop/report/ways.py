@@ -11,7 +11,7 @@ import numpy as np
 from matplotlib.axes import Axes
 
 from jaxchop import wording
-from jaxchop.report.figure import PALETTE, few_ticks, new_figure, plain, style, to_png
+from jaxchop.report.figure import PALETTE, few_ticks, log_ticks, new_figure, plain, style, to_png
 
 # Standard errors of a 95 % interval.
 _WIDE = 1.96
@@ -120,13 +120,14 @@ def _panel(panel: Axes, found: Mapping[str, Any], key: str, words: str, names: S
     x, y = [row[key] for row in mine], [row["perplexity"] for row in mine]
     error = [[row["perplexity"] * (1 - math.exp(-_WIDE * row["nll_error"])) for row in mine]]
     error.append([row["perplexity"] * (math.exp(_WIDE * row["nll_error"]) - 1) for row in mine])
-    panel.errorbar(x, y, error, fmt=marker, color=colour, markersize=5, elinewidth=0.8, label=plain(name))
+    panel.errorbar(x, y, error, fmt=marker, color=colour, markersize=5, elinewidth=0.8, label=plain(name), alpha=0.85)
   for name in ("original", "pruned"):
     if name == "original" or found[name]["perplexity"] < 3 * max(row["perplexity"] for row in found["rows"]):
       panel.axhline(found[name]["perplexity"], color=PALETTE["muted"], linewidth=0.8, linestyle="--")
       panel.annotate(name, (0, found[name]["perplexity"]), color=PALETTE["muted"], va="bottom", fontsize=8)
-  panel.set_xlim(left=0)
+  panel.set_xlim(0, 1.1 * max(row[key] for row in found["rows"]))
   panel.set_yscale("log")
+  log_ticks(panel.yaxis)
   panel.set_title(f"Perplexity against {words}")
   panel.grid(axis="y")
   few_ticks(panel.xaxis, 4)

@@ -5,7 +5,7 @@ from importlib.resources import files
 
 import pytest
 
-from jaxchop.report.figure import HEAT_STEPS, PALETTE, short
+from jaxchop.report.figure import HEAT_STEPS, PALETTE, log_ticks, new_figure, short, style
 
 
 def styles() -> list[dict[str, str]]:
@@ -23,8 +23,8 @@ def contrast(one: str, other: str) -> float:
 
 
 def test_the_page_has_every_colour_for_light_and_for_dark():
-  for style in styles():
-    assert set(style) == set(PALETTE)
+  for one in styles():
+    assert set(one) == set(PALETTE)
 
 
 def test_no_two_roles_have_the_same_colour():
@@ -64,3 +64,14 @@ def test_every_step_is_further_from_the_paper(which):
 )
 def test_a_tick_is_short(value, words):
   assert short(value) == words
+
+
+def test_a_logarithmic_axis_has_plain_numbers():
+  with style():
+    figure, (axes,) = new_figure(4, 3)
+    axes.plot([9, 150], [1, 2])
+    axes.set_xscale("log")
+    log_ticks(axes.xaxis)
+    figure.canvas.draw()
+    shown = [label.get_text() for label in axes.get_xticklabels()]
+  assert {"10", "20", "50", "100"} <= set(shown) and not any("$" in text for text in shown)
