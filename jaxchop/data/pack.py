@@ -113,8 +113,12 @@ def pack(
     raise UsageError(f"workers is {workers}; at least one process tokenises")
   if not 0 <= eos < len(tokenizer):
     raise UsageError(f"EOS token {eos} is outside the tokenizer's vocabulary of {len(tokenizer)}; use one inside")
+  begun = out.exists()
   _refuse_others(out)
-  with locked(out):
+  with contextlib.ExitStack() as stack:
+    if not begun:
+      stack.callback(_remove_empty, out)
+    stack.enter_context(locked(out))
     if not overwrite and (out / MANIFEST).exists():
       raise UsageError(f"{out}: holds a finished cache; choose another folder, or say overwrite to replace it")
     # A record's segments count from 1 and are at most as many as its tokens.
@@ -250,6 +254,15 @@ def _batches(
     raise _TextChanged
   if texts:
     yield places, texts
+
+
+def _remove_empty(out: Path) -> None:
+  """Removes a folder in which no shard was finished: nothing in it would be taken up again."""
+  names = {path.name for path in out.iterdir()}
+  if names <= {LOCK, JOURNAL}:
+    for name in names:
+      (out / name).unlink()
+    out.rmdir()
 
 
 def _refuse_others(out: Path) -> None:

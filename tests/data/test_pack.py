@@ -117,6 +117,17 @@ def test_impossible_settings_are_refused(tmp_path, byte_tokenizer):
     pack(docs(TEXTS), byte_tokenizer, seq_len=4, out=tmp_path, eos=300)
 
 
+def test_a_build_that_fails_before_its_first_shard_leaves_no_folder(tmp_path, byte_tokenizer):
+  with pytest.raises(Stopped):
+    pack(until(LONG, 2), byte_tokenizer, seq_len=4, out=tmp_path / "new", eos=256)
+  assert not (tmp_path / "new").exists()
+  # One that was there stays, and so does what is finished.
+  (tmp_path / "old").mkdir()
+  with pytest.raises(Stopped):
+    pack(until(LONG, 2), byte_tokenizer, seq_len=4, out=tmp_path / "old", eos=256)
+  assert (tmp_path / "old").exists()
+
+
 def test_a_folder_with_other_files_is_left_alone(tmp_path, byte_tokenizer):
   (tmp_path / "thesis.txt").write_text("precious")
   with pytest.raises(UsageError, match=r"thesis\.txt: packing did not write this file"):
