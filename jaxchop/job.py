@@ -1,57 +1,40 @@
 """A recipe at work: its model, text and plan, opened when first needed, and the training that it asks for."""
 
 import contextlib
-import dataclasses
 import functools
-import json
-import logging
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from jax.sharding import Mesh
-from numpy.typing import NDArray
-
-from jaxchop import stages
+from jaxchop import retrain, stages
 from jaxchop.config import Recipe
-from jaxchop.data.loader import Loader
 from jaxchop.data.pack import pack
 from jaxchop.data.packed import MANIFEST, Packed, open_packed, read_manifest, tokenizer_digest
 from jaxchop.data.sources import Document, digest
 from jaxchop.data.texts import Texts, is_cache, local_cache, read_splits
-from jaxchop.data.windows import first_windows
 from jaxchop.data.written import Written
 from jaxchop.errors import UsageError
 from jaxchop.files import write_json
 from jaxchop.hub.export import export_model
 from jaxchop.hub.load import load_model, open_checkpoint
-from jaxchop.model.flops import forward_flops
 from jaxchop.model.llama import Llama
 from jaxchop.parallel.channel import ALONE, Channel
-from jaxchop.parallel.mesh import make_mesh
 from jaxchop.parallel.sharding import placement
 from jaxchop.prune import plan as plans
 from jaxchop.prune.criteria import named
 from jaxchop.prune.plan import Plan
 from jaxchop.prune.surgery import keep_layers
 from jaxchop.recover.frozen import recovered_parts
-from jaxchop.recover.loop import recover
 from jaxchop.recover.outcome import Recovered
 from jaxchop.recover.step import make_step
 from jaxchop.recover.teacher import needed
 from jaxchop.recover.trackers import require
-from jaxchop.recover.trainable import replacements, way_of
 from jaxchop.run_folder import RunFolder, standing, stood
 from jaxchop.subject import Subject
-from jaxchop.training import RecoverConfig
 from jaxchop.versions import machine
 
 Layers = tuple[int, ...]
-log = logging.getLogger("jaxchop")
-# Up to so many readings a text teaches nearly as much as new text would (arXiv 2305.16264, section 5).
-_WORN = 4
 # Characters of text for which it is worth to start one more process that tokenises.
 _WORTH = 50_000_000
 
@@ -85,7 +68,7 @@ class Job:
       make_step(recipe.recover)
       needed(recipe.recover.distill)
       require(recipe.recover.track)
-      self._mesh()
+      retrain.mesh_of(self)
       if recipe.recover.evaluate_every:
         self.texts.require("held_out")
       for spec in filter(is_cache, self.texts.specs.values()):
@@ -171,12 +154,12 @@ class Job:
 
   def recovered(self) -> Recovered:
     """Returns the pruned model after continued pretraining; the whole one is let go first."""
-    self.check_training()
-    corpora, cut_by, start, teacher = self.corpora, self.cut_by, self.start(), self._teacher()
+    retrain.check(self)
+    corpora, cut_by, start, teacher = self.corpora, self.cut_by, self.start(), retrain.teacher_of(self)
     keep = self.plan.keep if self.recipe.recover.distill.teacher is None else None
     for name in ("small", "whole"):
       self.__dict__.pop(name, None)
-    return self._recover(start, self.recipe.recover.steps, self.folder.path, corpora, cut_by, teacher, keep)
+    return retrain.train(self, start, self.recipe.recover.steps, self.folder.path, corpora, cut_by, teacher, keep)
 
   def start(self) -> Llama:
     """Returns the pruned model where recovery wants it: what is in no memory yet, each process reads its parts of."""
@@ -188,7 +171,7 @@ class Job:
       folder = self.folder.path / "cut"
       self.hosts.first("cut", lambda: self._write_cut(folder))
       checkpoint, keep = open_checkpoint(str(folder)), range(len(plan.keep))
-    mesh = self._mesh()
+    mesh = retrain.mesh_of(self)
     places = None if mesh is None else functools.partial(placement, mesh=mesh)
     return load_model(checkpoint, keep=tuple(keep), sharding=places)
 
@@ -203,112 +186,6 @@ class Job:
       overwrite=True,
       readme="The pruned model before its recovery.\n",
       provenance={"reference": None},
-    )
-
-  def _mesh(self) -> Mesh | None:
-    settings, architecture = self.recipe.recover, self.subject.checkpoint.architecture
-    return make_mesh(settings.mesh, architecture, settings.batch_size // settings.accumulate, settings.seq_len)
-
-  def _teacher(self) -> Llama | None:
-    """Returns the model that a recovery learns from beside the text, if it does."""
-    settings = self.recipe.recover.distill
-    if not needed(settings):
-      return None
-    mesh = self._mesh()
-    if settings.teacher is None and mesh is None:
-      return self.whole
-    named = self.subject.checkpoint if settings.teacher is None else open_checkpoint(settings.teacher)
-    return load_model(named, sharding=None if mesh is None else functools.partial(placement, mesh=mesh))
-
-  @functools.cached_property
-  def training(self) -> RecoverConfig:
-    """The settings of recovery, in which the layers that the plan made are named."""
-    settings = self.recipe.recover
-    if settings.trainable == "replacement":
-      settings = dataclasses.replace(settings, trainable="partial", partial=replacements(self.plan))
-    return settings
-
-  @property
-  def flops_per_token(self) -> float:
-    """Operations a token of a training step by formula, those of a teacher's forward pass among them."""
-    settings, own = self.training, self.subject.checkpoint
-    total = way_of(settings, own.architecture, len(self.plan.keep)).flops(settings.seq_len).total
-    if needed(settings.distill):
-      teacher = own if settings.distill.teacher is None else open_checkpoint(settings.distill.teacher)
-      total += forward_flops(teacher.architecture, teacher.layers, settings.seq_len).total
-    return total
-
-  def check_training(self) -> None:
-    """Raises UsageError on settings of recovery that do not fit the plan: not when an hour of measuring is over."""
-    distill = self.recipe.recover.distill
-    if self.recipe.recover.steps:
-      if needed(distill) and distill.teacher is None and not self.plan.drop:
-        raise UsageError("recover.distill.teacher: this recipe prunes nothing; name the model to learn from")
-      if needed(distill) and distill.teacher is not None:
-        other = tokenizer_digest(Subject(distill.teacher).tokenizer)
-        if other != tokenizer_digest(self.subject.tokenizer):
-          raise UsageError(
-            f"recover.distill.teacher: {distill.teacher} has another tokenizer than {self.subject.name}, so its "
-            "distributions are of other tokens; name a teacher with the same one"
-          )
-      way_of(self.training, self.subject.checkpoint.architecture, len(self.plan.keep))
-
-  def _recover(
-    self,
-    start: Llama,
-    steps: int,
-    folder: Path,
-    corpora: Mapping[str, Packed],
-    cut_by: tuple[Any, ...],
-    teacher: Llama | None,
-    keep: Layers | None,
-  ) -> Recovered:
-    settings, data = dataclasses.replace(self.training, steps=steps), self.recipe.data
-    schedule = {step: [shares.get(name, 0.0) for name in corpora] for step, shares in data.weights.items()}
-    batches = Loader(
-      [*corpora.values()],
-      batch_size=settings.batch_size,
-      seed=settings.seed,
-      weights=schedule,
-      workers=data.workers,
-    )
-    for name, times in zip(corpora, batches.epochs(steps), strict=True):
-      if times > _WORN:
-        log.warning(
-          "recover.steps: %d steps read the training text%s %.0f times; beyond %d it is learned by heart and held-out "
-          "text gets worse; give more text or fewer steps",
-          *(steps, name and f" {name}", times, _WORN),
-        )
-    digests: Any = {name: packed.digest for name, packed in corpora.items()}
-    identity = [digests, data.weights] if data.corpora else digests[""]
-    meta = {"source": self.subject.identity, "cut": json.loads(json.dumps(cut_by, default=str)), "data": identity}
-    if settings.distill.teacher is not None:
-      meta["teacher"] = self.hosts.first("teacher", lambda: Subject(settings.distill.teacher).identity)
-    return recover(
-      start,
-      batches,
-      settings,
-      folder,
-      meta=meta,
-      held_out=self._held_out(),
-      hosts=self.hosts,
-      teacher=teacher,
-      keep=keep,
-    )
-
-  def _held_out(self) -> NDArray[np.int32] | None:
-    """Returns the windows on which a recovery is measured in between, if it is."""
-    settings = self.recipe.recover
-    if not settings.evaluate_every:
-      return None
-    return first_windows(
-      self.texts.held_out,
-      self.subject.tokenizer,
-      count=settings.evaluate_windows,
-      length=settings.seq_len + 1,
-      eos=self.subject.eos[0],
-      use="held_out",
-      setting="recover.evaluate_windows",
     )
 
   def _scores(self, keep: Layers) -> dict[str, Any]:
@@ -363,7 +240,7 @@ class Job:
     about = (self._rounds[: number + 1], self.recipe.prune.recover_between)
     between = self.recipe.prune.recover_between
     original = keep if self.recipe.recover.distill.teacher is None else None
-    model = self._recover(start, between, folder, self.corpora, about, self._teacher(), original).model
+    model = retrain.train(self, start, between, folder, self.corpora, about, retrain.teacher_of(self), original).model
     return model if self.hosts.count == 1 else _here(model, folder)
 
 

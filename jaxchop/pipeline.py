@@ -14,7 +14,7 @@ from typing import Any
 
 import yaml
 
-from jaxchop import stages
+from jaxchop import retrain, stages
 from jaxchop.config import Recipe
 from jaxchop.data.sources import digest
 from jaxchop.evaluate.measure import measure
@@ -46,7 +46,7 @@ def run(recipe: Recipe, hosts: Channel = ALONE) -> dict[str, Any]:
     text = yaml.safe_dump(dataclasses.asdict(recipe), sort_keys=False)
     hosts.first("recipe", lambda: write_text(job.folder.recipe, text))
     log.info("%s: %s", job.subject.name, job.plan.words)
-    job.check_training()
+    retrain.check(job)
     if recipe.prune.recover_between:
       # It comes out of a recovery, the work of all processes.
       _ = job.small

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from jaxchop import retrain
 from jaxchop.config import Recipe
 from jaxchop.data.sources import digest
 from jaxchop.errors import UsageError
@@ -44,8 +45,8 @@ class Trials:
     for name, recipe in ways.items():
       self._refuse_unlike(name)
       job = self._job(name, recipe, "checked")
-      job.check_training()
-      self.flops_per_token[name] = job.flops_per_token
+      retrain.check(job)
+      self.flops_per_token[name] = retrain.flops_per_token(job)
       shutil.rmtree(job.folder.path, ignore_errors=True)
 
   @property

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from jaxchop import stages
+from jaxchop import retrain, stages
 from jaxchop.config import DataConfig, MergingConfig, PruneConfig, Recipe
 from jaxchop.data.pack import pack
 from jaxchop.errors import UsageError
@@ -88,7 +88,7 @@ def test_a_text_read_too_often_is_said_beforehand(recipe, tmp_path, caplog, monk
   documents = [json.dumps({"text": f"Text {number}: " + f"word{number} " * 40}) for number in range(40)]
   (tmp_path / "text.jsonl").write_text("\n".join(documents))
   settings = RecoverConfig(steps=steps, batch_size=64, seq_len=64)
-  monkeypatch.setattr("jaxchop.job.recover", lambda *given, **named: None)
+  monkeypatch.setattr("jaxchop.retrain.recover", lambda *given, **named: None)
   Job(recipe(PruneConfig(drop="1"), data=DataConfig(source=str(tmp_path / "text.jsonl")), recover=settings)).recovered()
   assert any("learned by heart" in line for line in caplog.messages) == warned
 
@@ -102,7 +102,7 @@ def test_a_teacher_speaks_by_the_same_tokenizer(recipe, tiny_folder):
     settings = RecoverConfig(steps=2, distill=DistillConfig(weight=1.0, teacher=str(teacher)))
     expected = pytest.raises(UsageError, match=r"recover\.distill\.teacher: .* has another tokenizer than")
     with expected if refused else contextlib.nullcontext():
-      Job(recipe(PruneConfig(drop="1"), recover=settings)).check_training()
+      retrain.check(Job(recipe(PruneConfig(drop="1"), recover=settings)))
 
 
 def test_a_recovery_between_rounds_has_no_run_to_fork_from(recipe):
