@@ -30,9 +30,9 @@ def compare(
   """Runs all ways and returns what compare.json holds; it is written anew after each run, with a table and a plot.
 
   For the budget `tokens` each way trains on so many, or for the steps that its recipe names; for `flops`, for as many
-  steps as cost what the first way costs with its tokens, a teacher's work counted. The others are held against that
-  first way. One whose recipe keeps all layers is a control: it shows what the text does to a model that was not pruned.
-  Raises UsageError where recipes do not share model, text, pruning and measuring.
+  steps as cost what the first way costs with its tokens; what a teacher does or writes counts. The others are held
+  against that first way. One whose recipe keeps all layers is a control: it shows what the text does to a model that
+  was not pruned. Raises UsageError where recipes do not share model, text, pruning and measuring.
   """
   with locked(out):
     trials = Trials(ways, out)
@@ -66,4 +66,6 @@ def _steps(trials: Trials, way: str, budget: Budget, tokens: int | None) -> int:
     return recover.steps if tokens is None else max(round(tokens / a_step), 1)
   first = trials.ways[trials.first].recover
   spent = _steps(trials, trials.first, "tokens", tokens) * first.batch_size * first.seq_len
-  return max(round(spent * trials.flops_per_token[trials.first] / (a_step * trials.flops_per_token[way])), 1)
+  flops = spent * trials.flops_per_token[trials.first] + trials.data_flops(trials.first)
+  left = flops - trials.data_flops(way)
+  return max(round(left / (a_step * trials.flops_per_token[way])), 1)

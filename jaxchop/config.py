@@ -31,13 +31,33 @@ Bos = Literal["none", "first", "every"]
 
 
 @dataclass(frozen=True, kw_only=True)
+class OwnConfig:
+  """How the unpruned model writes what a source named self:SOURCE stands for."""
+
+  prompt_tokens: int = 64
+  """Tokens of a text that it goes on from; of a conversation, all that stands before the first answer."""
+  new_tokens: int = 192
+  """Most tokens that it writes."""
+  temperature: float = 0.7
+  """Divides the logits; 0 takes the most probable token."""
+  top_p: float = 0.95
+  """It draws among the fewest tokens that reach this probability."""
+  documents: int | None = None
+  """At most so many documents; unset, all."""
+  batch_size: int = 16
+  """Documents written at once."""
+  seed: int = 0
+  """Decides the draw."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class DataConfig:
   """Which text to score, train and evaluate on."""
 
   source: str = "builtin"
   """Files (.txt .md .jsonl .parquet, .gz or .zst; globs; also gs://), tfds://name/config, hf://name, or `builtin`; to
   train on, also the folder of a cache, and conversations: chat:SOURCE by the tokenizer's chat template, or
-  alpaca:SOURCE."""
+  alpaca:SOURCE. self:SOURCE, with any of these, is what the unpruned model makes of how they begin."""
   corpora: dict[str, str] = field(default_factory=dict)
   """Several texts or caches to train on side by side, by names of your own, in place of source."""
   weights: dict[int, dict[str, float]] = field(default_factory=dict)
@@ -56,6 +76,7 @@ class DataConfig:
   """Share of the source set aside for scoring, when calibration is unset."""
   seed: int = 0
   """Decides which document goes where."""
+  own: OwnConfig = field(default_factory=OwnConfig)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,18 +2,15 @@
 
 import contextlib
 import functools
-import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from jaxchop import retrain, stages
+from jaxchop import packing, retrain, stages
 from jaxchop.config import Recipe
-from jaxchop.data.pack import pack
-from jaxchop.data.packed import MANIFEST, Packed, open_packed, read_manifest, tokenizer_digest
-from jaxchop.data.sources import Document, digest
+from jaxchop.data.packed import Packed, open_packed, read_manifest
+from jaxchop.data.sources import digest
 from jaxchop.data.texts import Texts, is_cache, local_cache, read_splits
-from jaxchop.data.written import Written
 from jaxchop.errors import UsageError
 from jaxchop.files import write_json
 from jaxchop.hub.export import export_model
@@ -35,8 +32,6 @@ from jaxchop.subject import Subject
 from jaxchop.versions import machine
 
 Layers = tuple[int, ...]
-# Characters of text for which it is worth to start one more process that tokenises.
-_WORTH = 50_000_000
 
 
 class Job:
@@ -121,10 +116,7 @@ class Job:
   @functools.cached_property
   def trained_on(self) -> Any:
     """What the recovered weights depend on of the text: digests, by corpus where there are several, and the weights."""
-    found = {
-      name: read_manifest(text).digest if isinstance(text, Path) else digest(text)
-      for name, text in self.texts.corpora.items()
-    }
+    found = {name: packing.identity(self, text) for name, text in self.texts.corpora.items()}
     return [found, self.recipe.data.weights] if self.recipe.data.corpora else found[""]
 
   @functools.cached_property
@@ -132,25 +124,9 @@ class Job:
     """The token records to train on, by corpus: text is packed once, and every byte is checked each time."""
     found = {}
     for name, text in self.texts.corpora.items():
-      out = text if isinstance(text, Path) else self._packed(name, text)
+      out = text if isinstance(text, Path) else packing.packed(self, name, text)
       found[name] = open_packed(out, self.subject.tokenizer)
     return found
-
-  def _packed(self, name: str, text: Iterable[Document]) -> Path:
-    tokenizer, length, eos = self.subject.tokenizer, self.recipe.recover.seq_len, self.subject.eos[0]
-    out, note = self.folder.data / name, self.folder.measured / ("-".join(filter(None, ("data", name))) + ".json")
-    text_digest = digest(text)
-
-    def make() -> dict[str, Any]:
-      size = sum(len(document.text) for document in text)
-      workers = min(1 + size // _WORTH, os.cpu_count() or 1)
-      whole = isinstance(text, Written)
-      packed = pack(text, tokenizer, seq_len=length, out=out, eos=eos, whole=whole, workers=workers, overwrite=True)
-      return {"digest": packed.digest}
-
-    key = text_digest, tokenizer_digest(tokenizer), length
-    self.hosts.first("packed", lambda: standing(note, key, make, product=out / MANIFEST))
-    return out
 
   def recovered(self) -> Recovered:
     """Returns the pruned model after continued pretraining; the whole one is let go first."""

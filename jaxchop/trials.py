@@ -9,9 +9,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from jaxchop import retrain
-from jaxchop.config import Recipe
+from jaxchop import packing, retrain
+from jaxchop.config import DataConfig, OwnConfig, Recipe
 from jaxchop.data.sources import digest
+from jaxchop.data.texts import OWN
 from jaxchop.errors import UsageError
 from jaxchop.evaluate.perplexity import Protocol, perplexity
 from jaxchop.job import Job
@@ -21,7 +22,7 @@ from jaxchop.prune.plan import Plan
 from jaxchop.run_folder import standing
 from jaxchop.subject import Subject
 
-_SHARED = ("model", "data", "evaluate", "export")
+_SHARED = ("model", "evaluate", "export")
 _OF_THE_CUT = ("prune", "merging", "score")
 
 
@@ -37,6 +38,7 @@ class Trials:
     self.ways, self.out, self.first = ways, out, next(iter(ways))
     self.cut = Job(dataclasses.replace(ways[self.first], out=str(out / "pruned")), plan=plan)
     self.cut.texts.require("held_out")
+    self._readers: dict[str, Job] = {}
     self.plan = self.cut.plan
     if not self.plan.drop:
       raise UsageError(f"{self.first}: it prunes nothing, so nothing is to be recovered; let it prune")
@@ -79,7 +81,8 @@ class Trials:
         recover, optimizer=dataclasses.replace(recover.optimizer, warmup_steps=warmup_steps)
       )
     job = self._job(name, dataclasses.replace(self.ways[name], recover=recover), f"{name}-{steps}-steps-seed-{seed}")
-    job.corpora = self.cut.corpora
+    job.corpora = self._reader(name).corpora
+    self._reader(name).__dict__.pop("whole", None)
     key = self._measuring, job.cut_by, recover, job.trained_on
 
     def make() -> dict[str, Any]:
@@ -90,7 +93,7 @@ class Trials:
         **worth,
         "control": self.is_control(name),
         "trained": spent["plan"]["trainable"],
-        "flops": steps * recover.batch_size * recover.seq_len * self.flops_per_token[name],
+        "flops": steps * recover.batch_size * recover.seq_len * self.flops_per_token[name] + self.data_flops(name),
         "spent": {key: spent[key] for key in ("steps", "tokens", "seconds", "compile_seconds", "skipped", "spikes")},
       }
 
@@ -103,6 +106,8 @@ class Trials:
     recipe, first = self.ways[name], self.ways[self.first]
     if not recipe.recover.steps or recipe.prune.recover_between or recipe.recover.fork:
       raise UsageError(f"{name}: a way back is one recovery: set recover.steps, no prune.recover_between and no fork")
+    if _begun(recipe) != _begun(first):
+      raise UsageError(f"{name}: its data is not that of {self.first}; share it by --base")
     for setting in (*_SHARED, *(() if self.is_control(name) else _OF_THE_CUT)):
       if getattr(recipe, setting) != getattr(first, setting):
         raise UsageError(f"{name}: its {setting} is not that of {self.first}; share it by --base")
@@ -113,8 +118,22 @@ class Trials:
     plan = None if self.is_control(name) else self.plan
     job = Job(dataclasses.replace(recipe, out=str(self.out / "runs" / folder)), plan=plan)
     # All read the same model and text: opened, split and packed once.
-    job.subject, job.texts = self.cut.subject, self.cut.texts
+    job.subject, job.texts = self.cut.subject, self._reader(name).texts
     return job
+
+  def data_flops(self, name: str) -> float:
+    """Returns the operations of writing what a way trains on, where the unpruned model does that."""
+    return packing.flops(self._reader(name))
+
+  def _reader(self, name: str) -> Job:
+    """Returns the job whose text all runs of a way read; the words of the unpruned model are a text of their own."""
+    recipe = self.ways[name]
+    if recipe.data == self.ways[self.first].data:
+      return self.cut
+    if name not in self._readers:
+      self._readers[name] = Job(dataclasses.replace(recipe, out=str(self.out / "data" / name)), plan=self.plan)
+      self._readers[name].subject = self.cut.subject
+    return self._readers[name]
 
   @property
   def _measuring(self) -> Any:
@@ -126,3 +145,10 @@ class Trials:
     found = perplexity(model, tokenizer, held_out, self.protocol, batch_size=batch_size, title=title)
     numbers = ("perplexity", "nll", "nll_error", "bits_per_byte", "window_nll", "window_tokens")
     return {name: getattr(found, name) for name in numbers}
+
+
+def _begun(recipe: Recipe) -> DataConfig:
+  """Returns the text of a recipe, whoever writes how it goes on."""
+  data = recipe.data
+  corpora = {name: spec.removeprefix(OWN) for name, spec in data.corpora.items()}
+  return dataclasses.replace(data, source=data.source.removeprefix(OWN), corpora=corpora, own=OwnConfig())

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from jaxchop.compare import compare
-from jaxchop.config import DataConfig, EvaluateConfig, PruneConfig, Recipe
+from jaxchop.config import DataConfig, EvaluateConfig, OwnConfig, PruneConfig, Recipe
 from jaxchop.errors import Interrupted, UsageError
 from jaxchop.job import Job
 from jaxchop.training import DistillConfig, MeshConfig, PartialConfig, RecoverConfig
@@ -15,6 +15,7 @@ from jaxchop.trials import Trials
 
 RECOVER = RecoverConfig(steps=4, batch_size=2, seq_len=32, mesh=MeshConfig(fsdp=1))
 TOKENS = 4 * 2 * 32
+OWN = OwnConfig(prompt_tokens=8, new_tokens=8, documents=16, batch_size=8)
 
 
 @pytest.fixture(scope="module")
@@ -33,6 +34,7 @@ def ways(tiny_folder):
     "all": everything,
     "last": dataclasses.replace(everything, recover=last),
     "taught": dataclasses.replace(everything, recover=taught),
+    "own": dataclasses.replace(everything, data=DataConfig(source="self:builtin", own=OWN)),
     "unpruned": dataclasses.replace(everything, prune=PruneConfig(keep="0:4")),
   }
 
@@ -58,7 +60,7 @@ def found(ways, stopped):
     with pytest.raises(Interrupted):
       compare(ways, stopped)
     partly = json.loads((stopped / "compare.json").read_text())
-    assert [run["way"] for run in partly["runs"]] == ["all", "last", "taught"] and partly["left"] == 5
+    assert [run["way"] for run in partly["runs"]] == ["all", "last", "taught"] and partly["left"] == 7
     found = compare(ways, stopped)
   # Those of the first call stand; where both budgets come to as many steps, one run serves both.
   folders = [job.recipe.out for job in calls]
@@ -71,7 +73,7 @@ def runs_of(found, budget, way):
 
 
 def test_every_way_runs_once_a_budget(found, ways):
-  assert found["left"] == 0 and len(found["runs"]) == 8
+  assert found["left"] == 0 and len(found["runs"]) == 10
   for way in ways:
     for budget in ("tokens", "flops"):
       assert [run["seed"] for run in runs_of(found, budget, way)] == [0]
@@ -94,7 +96,7 @@ def test_one_plan_serves_all_and_the_control_keeps_every_layer(found, stopped, w
     plan = json.loads((path / "plan.json").read_text())
     assert plan["keep"] == ([0, 1, 2, 3] if path.name.startswith("unpruned") else [0, 1, 2])
   controls = [row["control"] for row in found["rows"]]
-  assert controls == [False, False, False, True] * 2
+  assert controls == [False, False, False, False, True] * 2
   assert all(row["gap_closed"] is None for row in found["rows"] if row["control"])
 
 

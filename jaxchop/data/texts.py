@@ -18,6 +18,8 @@ from jaxchop.errors import UsageError
 if TYPE_CHECKING:
   from transformers import PreTrainedTokenizerFast
 
+# What stands before a spec whose texts the unpruned model is to go on with.
+OWN = "self:"
 # A tokenizer and the token that ends a text.
 Speech = tuple["PreTrainedTokenizerFast", int]
 
@@ -60,7 +62,7 @@ class Texts:
         raise UsageError(f"data.corpora: {name!r} is no name; use letters, digits, - and _")
     self._whole = bool(config.corpora) or is_cache(config.source)
     for use in ("calibration", "held_out"):
-      if is_written(spec := getattr(config, use) or ""):
+      if is_written(spec := getattr(config, use) or "") or spec.startswith(OWN):
         raise UsageError(f"data.{use}: {spec} is to train on; name text")
 
   @property
@@ -78,14 +80,14 @@ class Texts:
   @property
   def training(self) -> Iterable[Document]:
     """What the pruned model is recovered on, as far as it is plain text; raises UsageError when none of it is."""
-    texts = [text for text in self.corpora.values() if not isinstance(text, Path | Written)]
+    texts = [text for text in self.corpora.values() if not isinstance(text, Path | Written | Own)]
     if not texts:
       raise UsageError(f"data.source: {', '.join(self.specs.values())} is no plain text, which is needed; name files")
     return texts[0] if len(texts) == 1 else Several(texts)
 
   @functools.cached_property
-  def corpora(self) -> dict[str, Iterable[Document] | Written | Path]:
-    """What is trained on, by name: documents, conversations, or the folder of a cache."""
+  def corpora(self) -> dict[str, "Iterable[Document] | Own | Path"]:
+    """What is trained on, by name: documents, those whose words are to be the model's own, or a cache's folder."""
     return {name: self._corpus(spec) for name, spec in self.specs.items()}
 
   def require(self, use: str) -> None:
@@ -94,7 +96,12 @@ class Texts:
       what = "data.corpora" if self.config.corpora else self.config.source
       raise UsageError(f"data.{use}: no text is set aside from {what}; name some, as builtin")
 
-  def _corpus(self, spec: str) -> Iterable[Document] | Written | Path:
+  def _corpus(self, spec: str) -> "Iterable[Document] | Own | Path":
+    if spec.startswith(OWN):
+      begun = self._corpus(spec.removeprefix(OWN))
+      if isinstance(begun, Path | Own):
+        raise UsageError(f"data: {spec} names no text or conversations to go on from; name some behind {OWN}")
+      return Own(begun)
     if is_cache(spec):
       return local_cache(spec)
     if not (self._whole or is_written(spec)):
@@ -124,13 +131,20 @@ class Texts:
     return without_overlap(calibration or own.calibration, own.training, held_out or own.held_out)
 
   def _source(self) -> Iterator[Document]:
-    spec = self.config.source
+    spec = self.config.source.removeprefix(OWN)
     if is_written(spec):
       return (one.answers for one in conversations(spec.partition(":")[2]))
     return documents(spec, text_field=self.config.text_field)
 
   def _named(self, spec: str | None) -> tuple[Document, ...]:
     return tuple(documents(spec, text_field=self.config.text_field)) if spec else ()
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Own:
+  """Documents of which the beginnings count: the unpruned model goes on from there (own_words.py)."""
+
+  begun: Iterable[Document]
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

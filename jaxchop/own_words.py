@@ -1,0 +1,99 @@
+"""What the unpruned model writes itself, for the pruned one to train on: self-data distillation (arXiv 2410.09982).
+
+It answers conversations in place of the answers that are there, and continues texts from their first tokens; the pruned
+model learns from words that it once would have said. They are written to a file, a batch at a time: a job that was
+stopped goes on behind the last whole batch.
+"""
+
+import json
+import zlib
+from collections.abc import Callable, Collection, Iterable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from jaxchop.config import OwnConfig
+from jaxchop.data.sources import Document
+from jaxchop.errors import JaxchopError
+from jaxchop.files import write_text
+from jaxchop.model.generate import Sampling, generate
+from jaxchop.model.llama import Llama
+from jaxchop.progress import stage
+
+if TYPE_CHECKING:
+  from transformers import PreTrainedTokenizerFast
+
+
+def own_words(
+  model: Callable[[], Llama],
+  tokenizer: "PreTrainedTokenizerFast",
+  documents: Iterable[Document],
+  out: Path,
+  config: OwnConfig,
+  *,
+  eos: Collection[int],
+  longest: int,
+  about: str,
+) -> list[Document]:
+  """Returns a document for each one given: how it begins, and what the model makes of that, which is to be predicted.
+
+  `model` is called only when something is left to write, `about` names all that the words depend on. Beginnings of more
+  than `longest` tokens are left out. Raises JaxchopError where none is short enough.
+  """
+  asked = [one for one in _asked(documents, tokenizer, config) if len(one[2]) <= longest][: config.documents]
+  if not asked:
+    raise JaxchopError(f"no document begins within {longest} tokens, so there is nothing to go on from; raise seq_len")
+  done = _read(out, about)
+  size = config.batch_size
+  done = done if len(done) == len(asked) else done[: len(done) // size * size]
+  write_text(out, "".join([_line({"about": about}), *map(_as_line, done)]))
+  sampling = Sampling(temperature=config.temperature, top_p=config.top_p)
+  with stage("Writing text to train on", len(asked), "documents") as bar:
+    bar.advance(len(done))
+    for start in range(len(done), len(asked), size):
+      batch = asked[start : start + size]
+      # Filled up with the last one, so that all batches are one program.
+      prompts = [ids for *_, ids in batch] + [batch[-1][2]] * (size - len(batch))
+      seed = zlib.crc32(f"{config.seed}:{start}".encode())
+      new = generate(model(), prompts, max_new_tokens=config.new_tokens, eos=eos, sampling=sampling, seed=seed)
+      words = [_said(name, text, str(tokenizer.decode(ids))) for (name, text, _), ids in zip(batch, new, strict=False)]
+      with out.open("a", encoding="utf-8") as file:
+        file.writelines(map(_as_line, words))
+      done += words
+      bar.advance(len(batch))
+  return done
+
+
+def _asked(
+  documents: Iterable[Document], tokenizer: "PreTrainedTokenizerFast", config: OwnConfig
+) -> Iterator[tuple[str, str, list[int]]]:
+  """Yields name, beginning and its tokens."""
+  for document in documents:
+    text = document.text if document.answers is None else document.text[: document.answers[0][0]]
+    found = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+    ids: list[int] = found["input_ids"]
+    if document.answers is None:
+      ids = ids[: config.prompt_tokens]
+      text = text[: found["offset_mapping"][len(ids) - 1][1]]
+    if ids:
+      yield document.name, text, ids
+
+
+def _said(name: str, beginning: str, words: str) -> Document:
+  return Document(name, beginning + words, ((len(beginning), len(beginning) + len(words)),))
+
+
+def _read(path: Path, about: str) -> list[Document]:
+  """Returns what was written about the same, up to the first line that is not whole."""
+  lines = path.read_text(encoding="utf-8").split("\n")[:-1] if path.exists() else []
+  if lines[:1] != [_line({"about": about}).rstrip("\n")]:
+    return []
+  return [Document(name, text, ((begin, len(text)),)) for name, text, begin in map(json.loads, lines[1:])]
+
+
+def _as_line(document: Document) -> str:
+  assert document.answers is not None
+  return _line([document.name, document.text, document.answers[0][0]])
+
+
+def _line(content: object) -> str:
+  return json.dumps(content, ensure_ascii=False) + "\n"
