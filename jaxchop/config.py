@@ -35,7 +35,7 @@ class OwnConfig:
   """How the unpruned model writes what a source named self:SOURCE stands for."""
 
   prompt_tokens: int = 64
-  """Tokens of a text that it goes on from; of a conversation, all that stands before the first answer."""
+  """Tokens that it goes on from, of each stretch of a text; of a conversation, all before the first answer."""
   new_tokens: int = 192
   """Most tokens that it writes."""
   temperature: float = 0.7

@@ -1,8 +1,8 @@
 """What the unpruned model writes itself, for the pruned one to train on: self-data distillation (arXiv 2410.09982).
 
-It answers conversations in place of the answers that are there, and continues texts from their first tokens; the pruned
-model learns from words that it once would have said. They are written to a file, a batch at a time: a job that was
-stopped goes on behind the last whole batch.
+It answers conversations in place of the answers that are there, and continues texts from some of their tokens; the
+pruned model learns from words that it once would have said. They are written to a file, a batch at a time: a job that
+was stopped goes on behind the last whole batch.
 """
 
 import json
@@ -34,10 +34,11 @@ def own_words(
   longest: int,
   about: str,
 ) -> list[Document]:
-  """Returns a document for each one given: how it begins, and what the model makes of that, which is to be predicted.
+  """Returns documents: how given ones begin, and what the model makes of that, which is to be predicted.
 
-  `model` is called only when something is left to write, `about` names all that the words depend on. Beginnings of more
-  than `longest` tokens are left out. Raises JaxchopError where none is short enough.
+  A long text gives as many as it is long: one for each stretch of what is read and written. `model` is called only when
+  something is left to write, `about` names all that the words depend on. Beginnings of more than `longest` tokens are
+  left out. Raises JaxchopError where none is short enough.
   """
   asked = [one for one in _asked(documents, tokenizer, config) if len(one[2]) <= longest][: config.documents]
   if not asked:
@@ -66,16 +67,18 @@ def own_words(
 def _asked(
   documents: Iterable[Document], tokenizer: "PreTrainedTokenizerFast", config: OwnConfig
 ) -> Iterator[tuple[str, str, list[int]]]:
-  """Yields name, beginning and its tokens."""
+  """Yields name, beginning and its tokens: one of a conversation, one of each stretch of a text."""
   for document in documents:
     text = document.text if document.answers is None else document.text[: document.answers[0][0]]
-    found = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
-    ids: list[int] = found["input_ids"]
+    # Unlike the tokenizer around it, this one does not warn of texts that are longer than the model's window.
+    found = tokenizer.backend_tokenizer.encode(text, add_special_tokens=False)
+    if document.answers is not None and found.ids:
+      yield document.name, text, found.ids
     if document.answers is None:
-      ids = ids[: config.prompt_tokens]
-      text = text[: found["offset_mapping"][len(ids) - 1][1]]
-    if ids:
-      yield document.name, text, ids
+      for start in range(0, len(found.ids), config.prompt_tokens + config.new_tokens):
+        ids = found.ids[start : start + config.prompt_tokens]
+        first, last = found.offsets[start], found.offsets[start + len(ids) - 1]
+        yield f"{document.name}+{start}", text[first[0] : last[1]], ids
 
 
 def _said(name: str, beginning: str, words: str) -> Document:

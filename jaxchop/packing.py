@@ -72,6 +72,7 @@ def _own_words(job: "Job", name: str, begun: Iterable[Document], about: Any) -> 
     longest=job.recipe.recover.seq_len,
     about=json.dumps(about, sort_keys=True, default=str),
   )
-  tokens = sum(len(subject.tokenizer.encode(document.text, add_special_tokens=False)) for document in found)
+  encode = subject.tokenizer.backend_tokenizer.encode
+  tokens = sum(len(encode(document.text, add_special_tokens=False).ids) for document in found)
   length = max(tokens // len(found), 1)
   return found, tokens * forward_flops(checkpoint.architecture, checkpoint.layers, length).total

@@ -1,5 +1,6 @@
 """The unpruned model writes what the pruned one trains on: from given beginnings, once, and only that is predicted."""
 
+import dataclasses
 import json
 
 import pytest
@@ -22,6 +23,7 @@ TEXTS = [
 ]
 ASKED = [Document("asked:0", "Name a colour. Red, of course.", ((15, 30),))]
 SETTINGS = OwnConfig(prompt_tokens=6, new_tokens=5, temperature=0.0, batch_size=3)
+SEVEN = dataclasses.replace(SETTINGS, documents=7)
 
 
 @pytest.fixture(scope="module")
@@ -43,12 +45,17 @@ def write(subject, model, tmp_path):
   return words
 
 
-def test_a_text_is_continued_from_its_first_tokens(write, subject, model):
-  for given, found in zip(TEXTS, write(TEXTS), strict=True):
-    (begin, end), ids = found.answers[0], subject.tokenizer.encode(given.text, add_special_tokens=False)[:6]
-    assert found.text[:begin] == subject.tokenizer.decode(ids) == given.text[:begin] and end == len(found.text)
-    (new,) = generate(model, [ids], max_new_tokens=5, eos=subject.eos)
-    assert found.text[begin:] == subject.tokenizer.decode(new) and found.name == given.name
+def test_a_text_is_continued_from_the_first_tokens_of_each_stretch(write, subject, model):
+  found = iter(write(TEXTS))
+  for given in TEXTS:
+    ids = subject.tokenizer.encode(given.text, add_special_tokens=False)
+    for start in range(0, len(ids), 6 + 5):
+      one, asked = next(found), ids[start : start + 6]
+      begin, end = one.answers[0]
+      assert one.text[:begin] == subject.tokenizer.decode(asked) and end == len(one.text)
+      (new,) = generate(model, [asked], max_new_tokens=5, eos=subject.eos)
+      assert one.text[begin:] == subject.tokenizer.decode(new) and one.name == f"{given.name}+{start}"
+  assert next(found, None) is None
 
 
 def test_a_conversation_is_answered_from_all_that_stands_before_the_answer(write):
@@ -72,7 +79,7 @@ def test_a_draw_depends_on_the_seed_alone(write, tmp_path):
 
 @pytest.mark.parametrize("lost", [0, 9])
 def test_an_interrupted_writing_goes_on_behind_its_last_whole_batch(write, tmp_path, monkeypatch, lost):
-  whole = write(TEXTS)
+  whole = write(TEXTS, SEVEN)
   (tmp_path / "own.jsonl").unlink()
   real, calls = generate, []
 
@@ -84,13 +91,13 @@ def test_an_interrupted_writing_goes_on_behind_its_last_whole_batch(write, tmp_p
 
   monkeypatch.setattr(writing, "generate", stopping)
   with pytest.raises(KeyboardInterrupt):
-    write(TEXTS)
+    write(TEXTS, SEVEN)
   data = (tmp_path / "own.jsonl").read_bytes()
   (tmp_path / "own.jsonl").write_bytes(data[: len(data) - lost])
-  assert write(TEXTS) == whole
+  assert write(TEXTS, SEVEN) == whole
   assert len(calls) == 2 + (2 if lost == 0 else 3)
   # What stands needs no model.
-  assert write(TEXTS, of=None) == whole
+  assert write(TEXTS, SEVEN, of=None) == whole
 
 
 def test_a_job_trains_on_them(tiny_folder, tmp_path):
@@ -100,7 +107,7 @@ def test_a_job_trains_on_them(tiny_folder, tmp_path):
   recipe = Recipe(
     out=str(tmp_path / "run"),
     model=str(tiny_folder()),
-    data=DataConfig(source=f"self:{tmp_path / 'text.txt'}", own=SETTINGS),
+    data=DataConfig(source=f"self:{tmp_path / 'text.txt'}", own=SEVEN),
     prune=PruneConfig(drop="1"),
     recover=RecoverConfig(steps=2, batch_size=2, seq_len=16, mesh=MeshConfig(fsdp=1)),
   )

@@ -57,6 +57,10 @@ class Texts:
     self.specs: dict[str, str] = dict(config.corpora) or {"": config.source}
     if unknown := {name for weights in config.weights.values() for name in weights} - self.specs.keys() - {""}:
       raise UsageError(f"data.weights: {', '.join(sorted(unknown))} is none of data.corpora; name it there")
+    for spec in self.specs.values():
+      rest = spec.removeprefix(OWN)
+      if rest != spec and (rest.startswith(OWN) or is_cache(rest)):
+        raise UsageError(f"data: {spec} names no text or conversations to go on from; name some behind {OWN}")
     for name in config.corpora:
       if not name.replace("-", "").replace("_", "").isalnum():
         raise UsageError(f"data.corpora: {name!r} is no name; use letters, digits, - and _")
@@ -99,8 +103,7 @@ class Texts:
   def _corpus(self, spec: str) -> "Iterable[Document] | Own | Path":
     if spec.startswith(OWN):
       begun = self._corpus(spec.removeprefix(OWN))
-      if isinstance(begun, Path | Own):
-        raise UsageError(f"data: {spec} names no text or conversations to go on from; name some behind {OWN}")
+      assert not isinstance(begun, Path | Own)
       return Own(begun)
     if is_cache(spec):
       return local_cache(spec)
