@@ -157,7 +157,7 @@ def _report(console: rich.console.Console, result: Result) -> None:
   _say(console, result["report"])
 
 
-def _compare(console: rich.console.Console, result: Result) -> None:
+def _ways(console: rich.console.Console, result: Result) -> None:
   for budget in dict.fromkeys(row["budget"] for row in result["rows"]):
     mine = [row for row in result["rows"] if row["budget"] == budget]
     table = _table(*ways.HEAD)
@@ -264,7 +264,7 @@ _SHOW: dict[str, Callable[[rich.console.Console, Result], None]] = {
   "prune": _prune,
   "recover": _recover,
   "evaluate": _evaluate,
-  "compare": _compare,
+  "compare": _ways,
   "forecast": _forecast,
   "export": _export,
   "check": _check,

@@ -61,7 +61,7 @@ def test_an_adapter_begins_as_the_model_and_is_exported_as_what_it_computes(kind
   assert np.abs(found - begun).max() > 0.1 * np.abs(begun).max()
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", ["dora", "qlora", pytest.param("lora", marks=pytest.mark.slow)])
 def test_adapters_train_and_nothing_else_does(tmp_path: Path, kind: str) -> None:
   config = adapting(kind, dropout=0.1)
   done = run(tmp_path, config)
@@ -128,7 +128,7 @@ def test_dropout_leaves_out_its_share_and_keeps_the_mean() -> None:
   assert np.any(thin[0] != thin[1])
 
 
-@pytest.mark.parametrize("kind", ["dora", "qlora"])
+@pytest.mark.parametrize("kind", [pytest.param("dora", marks=pytest.mark.slow), "qlora"])
 def test_a_restart_is_the_same_run(tmp_path: Path, kind: str) -> None:
   config = adapting(kind, dropout=0.1)
   whole = run(tmp_path / "whole", config)
