@@ -72,12 +72,14 @@ def _asked(
     text = document.text if document.answers is None else document.text[: document.answers[0][0]]
     # Unlike the tokenizer around it, this one does not warn of texts that are longer than the model's window.
     found = tokenizer.backend_tokenizer.encode(text, add_special_tokens=False)
-    if document.answers is not None and found.ids:
-      yield document.name, text, found.ids
+    # Each time it is asked for them, it makes them anew.
+    all_ids, offsets = found.ids, found.offsets
+    if document.answers is not None and all_ids:
+      yield document.name, text, all_ids
     if document.answers is None:
-      for start in range(0, len(found.ids), config.prompt_tokens + config.new_tokens):
-        ids = found.ids[start : start + config.prompt_tokens]
-        first, last = found.offsets[start], found.offsets[start + len(ids) - 1]
+      for start in range(0, len(all_ids), config.prompt_tokens + config.new_tokens):
+        ids = all_ids[start : start + config.prompt_tokens]
+        first, last = offsets[start], offsets[start + len(ids) - 1]
         yield f"{document.name}+{start}", text[first[0] : last[1]], ids
 
 
