@@ -70,6 +70,7 @@ def test_it_has_the_logits_and_loss_of_transformers(real, prompt):
   assert float(loss(model, ids_BT, weight_BT)) == pytest.approx(float(found.loss), rel=1e-5)
 
 
+@pytest.mark.slow
 def test_every_gradient_is_that_of_transformers(real):
   theirs, model, prompts = real
   drawn = torch_llama.Drawn(model.config, len(model.layers), 0)
