@@ -4,7 +4,10 @@ A run is made once a way, budget and seed, in rounds of all ways, so that what s
 compared; what stands is not made again.
 """
 
+import bisect
+import functools
 import logging
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -64,8 +67,8 @@ def _steps(trials: Trials, way: str, budget: Budget, tokens: int | None) -> int:
   a_step = recover.batch_size * recover.seq_len
   if budget == "tokens":
     return recover.steps if tokens is None else max(round(tokens / a_step), 1)
-  first = trials.ways[trials.first].recover
-  spent = _steps(trials, trials.first, "tokens", tokens) * first.batch_size * first.seq_len
-  flops = spent * trials.flops_per_token[trials.first] + trials.data_flops(trials.first)
-  left = flops - trials.data_flops(way)
-  return max(round(left / (a_step * trials.flops_per_token[way])), 1)
+  spent = trials.flops(trials.first, _steps(trials, trials.first, "tokens", tokens))
+  most = math.ceil(spent / (a_step * trials.flops_per_token[way]))
+  flops = functools.partial(trials.flops, way)
+  enough = bisect.bisect_left(range(most), spent, lo=1, key=flops)
+  return min(max(enough - 1, 1), enough, key=lambda steps: abs(flops(steps) - spent))

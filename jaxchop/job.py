@@ -54,6 +54,8 @@ class Job:
       raise UsageError("recover.fork: a recovery between rounds has no run to fork from; leave one of the two out")
     self.recipe, self.hosts, self._given = recipe, hosts, plan
     self.folder = RunFolder(Path(recipe.out))
+    # Where what a teacher expects is kept.
+    self.taught_at = self.folder.path / "taught"
     self.subject = Subject(recipe.model)
     if hosts.count > 1:
       # Every weight is read once for it, by one of them.
@@ -131,11 +133,12 @@ class Job:
   def recovered(self) -> Recovered:
     """Returns the pruned model after continued pretraining; the whole one is let go first."""
     retrain.check(self)
-    corpora, cut_by, start, teacher = self.corpora, self.cut_by, self.start(), retrain.teacher_of(self)
+    steps, cut_by = self.recipe.recover.steps, self.cut_by
+    batches, start, teacher = retrain.batches_of(self, steps), self.start(), retrain.teacher_of(self)
     keep = self.plan.keep if self.recipe.recover.distill.teacher is None else None
     for name in ("small", "whole"):
       self.__dict__.pop(name, None)
-    return retrain.train(self, start, self.recipe.recover.steps, self.folder.path, corpora, cut_by, teacher, keep)
+    return retrain.train(self, start, steps, self.folder.path, batches, cut_by, teacher, keep)
 
   def start(self) -> Llama:
     """Returns the pruned model where recovery wants it: what is in no memory yet, each process reads its parts of."""
@@ -216,7 +219,8 @@ class Job:
     about = (self._rounds[: number + 1], self.recipe.prune.recover_between)
     between = self.recipe.prune.recover_between
     original = keep if self.recipe.recover.distill.teacher is None else None
-    model = retrain.train(self, start, between, folder, self.corpora, about, retrain.teacher_of(self), original).model
+    batches, teacher = retrain.batches_of(self, between), retrain.teacher_of(self)
+    model = retrain.train(self, start, between, folder, batches, about, teacher, original).model
     return model if self.hosts.count == 1 else _here(model, folder)
 
 

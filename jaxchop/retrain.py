@@ -4,7 +4,6 @@ import dataclasses
 import functools
 import json
 import logging
-from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +12,7 @@ from jax.sharding import Mesh
 from numpy.typing import NDArray
 
 from jaxchop.data.loader import Loader
-from jaxchop.data.packed import Packed, tokenizer_digest
+from jaxchop.data.packed import tokenizer_digest
 from jaxchop.data.windows import first_windows
 from jaxchop.errors import UsageError
 from jaxchop.hub.load import load_model, open_checkpoint
@@ -23,9 +22,10 @@ from jaxchop.parallel.mesh import make_mesh
 from jaxchop.parallel.sharding import placement
 from jaxchop.recover.loop import recover
 from jaxchop.recover.outcome import Recovered
-from jaxchop.recover.teacher import needed
+from jaxchop.recover.teacher import needed, stands_beside
 from jaxchop.recover.trainable import replacements, way_of
 from jaxchop.subject import Subject
+from jaxchop.teaching import taught
 from jaxchop.training import RecoverConfig
 
 if TYPE_CHECKING:
@@ -57,17 +57,33 @@ def check(job: "Job") -> None:
           f"recover.distill.teacher: {distill.teacher} has another tokenizer than {job.subject.name}, so its "
           "distributions are of other tokens; name a teacher with the same one"
         )
+    if distill.cache_top > (tokens := job.subject.checkpoint.architecture.vocab_size):
+      raise UsageError(
+        f"recover.distill.cache_top is {distill.cache_top}, but the teacher has {tokens} tokens; 64 keep nearly all"
+      )
     way_of(fitted(job), job.subject.checkpoint.architecture, len(job.plan.keep))
 
 
 def flops_per_token(job: "Job") -> float:
-  """Returns the operations a token of a training step by formula, those of a teacher's forward pass among them."""
-  settings, own = fitted(job), job.subject.checkpoint
-  total = way_of(settings, own.architecture, len(job.plan.keep)).flops(settings.seq_len).total
-  if needed(settings.distill):
-    teacher = own if settings.distill.teacher is None else open_checkpoint(settings.distill.teacher)
-    total += forward_flops(teacher.architecture, teacher.layers, settings.seq_len).total
-  return total
+  """Returns the operations a token of a training step by formula, those of a teacher beside it among them."""
+  settings = fitted(job)
+  total = way_of(settings, job.subject.checkpoint.architecture, len(job.plan.keep)).flops(settings.seq_len).total
+  return total + (_teacher_flops(job) if stands_beside(settings.distill) else 0.0)
+
+
+def flops_before(job: "Job", steps: int) -> float:
+  """Returns the operations by formula of a teacher that is asked before the first of so many steps."""
+  settings = job.recipe.recover
+  if not needed(settings.distill) or stands_beside(settings.distill):
+    return 0.0
+  return sum(map(len, loader_of(job).records(steps))) * settings.seq_len * _teacher_flops(job)
+
+
+def _teacher_flops(job: "Job") -> float:
+  """Returns the operations a token of the teacher's forward pass."""
+  named, length = job.recipe.recover.distill.teacher, job.recipe.recover.seq_len
+  teacher = job.subject.checkpoint if named is None else open_checkpoint(named)
+  return forward_flops(teacher.architecture, teacher.layers, length).total
 
 
 def mesh_of(job: "Job") -> Mesh | None:
@@ -77,15 +93,37 @@ def mesh_of(job: "Job") -> Mesh | None:
 
 
 def teacher_of(job: "Job") -> Llama | None:
-  """Returns the model that a recovery learns from beside the text, if it does."""
-  settings = job.recipe.recover.distill
-  if not needed(settings):
-    return None
-  mesh = mesh_of(job)
+  """Returns the model that runs beside the one that trains, if one does."""
+  return load_teacher(job) if stands_beside(job.recipe.recover.distill) else None
+
+
+def load_teacher(job: "Job") -> Llama:
+  """Returns the model that a recovery learns from, spread over its devices."""
+  settings, mesh = job.recipe.recover.distill, mesh_of(job)
   if settings.teacher is None and mesh is None:
     return job.whole
   named = job.subject.checkpoint if settings.teacher is None else open_checkpoint(settings.teacher)
   return load_model(named, sharding=None if mesh is None else functools.partial(placement, mesh=mesh))
+
+
+def loader_of(job: "Job") -> Loader:
+  """Returns the batches that a job trains on."""
+  settings, data, corpora = job.recipe.recover, job.recipe.data, job.corpora
+  return Loader(
+    [*corpora.values()],
+    batch_size=settings.batch_size,
+    seed=settings.seed,
+    weights={step: [shares.get(name, 0.0) for name in corpora] for step, shares in data.weights.items()},
+    workers=data.workers,
+  )
+
+
+def batches_of(job: "Job", steps: int) -> Loader:
+  """Returns the batches of so many steps; of a teacher that stands not beside them, with what it expects of each."""
+  settings, batches = job.recipe.recover, loader_of(job)
+  if needed(settings.distill) and not stands_beside(settings.distill):
+    batches.likely = taught(job, batches, steps, lambda: load_teacher(job), mesh_of(job))
+  return batches
 
 
 def train(
@@ -93,21 +131,13 @@ def train(
   start: Llama,
   steps: int,
   folder: Path,
-  corpora: Mapping[str, Packed],
+  batches: Loader,
   cut_by: tuple[Any, ...],
   teacher: Llama | None,
   keep: tuple[int, ...] | None,
 ) -> Recovered:
   """Returns what `steps` make of a model that came of `cut_by`; its layers were the teacher's `keep`, if not None."""
-  settings, data = dataclasses.replace(fitted(job), steps=steps), job.recipe.data
-  schedule = {step: [shares.get(name, 0.0) for name in corpora] for step, shares in data.weights.items()}
-  batches = Loader(
-    [*corpora.values()],
-    batch_size=settings.batch_size,
-    seed=settings.seed,
-    weights=schedule,
-    workers=data.workers,
-  )
+  settings, data, corpora = dataclasses.replace(fitted(job), steps=steps), job.recipe.data, job.corpora
   for name, times in zip(corpora, batches.epochs(steps), strict=True):
     if times > _WORN:
       log.warning(

@@ -107,6 +107,9 @@ class DistillConfig:
   """Logits of both are divided by it."""
   hidden: float = 0.0
   """Weight of the relative squared error of the states behind each layer against those behind its original."""
+  cache_top: int = 0
+  """So many most likely tokens of the teacher are computed once for each prediction and kept on disk, at eight bytes
+  each; all others count as one. 0 runs the whole teacher beside the model in every step."""
   teacher: str | None = None
   """A folder, a .gguf file or a hub id with the same tokenizer; unset, the unpruned model."""
 

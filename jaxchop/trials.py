@@ -81,7 +81,7 @@ class Trials:
         recover, optimizer=dataclasses.replace(recover.optimizer, warmup_steps=warmup_steps)
       )
     job = self._job(name, dataclasses.replace(self.ways[name], recover=recover), f"{name}-{steps}-steps-seed-{seed}")
-    job.corpora = self._reader(name).corpora
+    job.corpora, job.taught_at = self._reader(name).corpora, self._reader(name).taught_at
     self._reader(name).__dict__.pop("whole", None)
     key = self._measuring, job.cut_by, recover, job.trained_on
 
@@ -93,7 +93,7 @@ class Trials:
         **worth,
         "control": self.is_control(name),
         "trained": spent["plan"]["trainable"],
-        "flops": steps * recover.batch_size * recover.seq_len * self.flops_per_token[name] + self.data_flops(name),
+        "flops": self.flops(name, steps),
         "spent": {key: spent[key] for key in ("steps", "tokens", "seconds", "compile_seconds", "skipped", "spikes")},
       }
 
@@ -121,9 +121,12 @@ class Trials:
     job.subject, job.texts = self.cut.subject, self._reader(name).texts
     return job
 
-  def data_flops(self, name: str) -> float:
-    """Returns the operations of writing what a way trains on, where the unpruned model does that."""
-    return packing.flops(self._reader(name))
+  def flops(self, name: str, steps: int) -> float:
+    """Returns the operations by formula of so many steps by a way, and of what the unpruned model did for them."""
+    job = self._job(name, self.ways[name], "counted")
+    job.corpora, recover = self._reader(name).corpora, self.ways[name].recover
+    before = packing.flops(self._reader(name)) + retrain.flops_before(job, steps)
+    return steps * recover.batch_size * recover.seq_len * self.flops_per_token[name] + before
 
   def _reader(self, name: str) -> Job:
     """Returns the job whose text all runs of a way read; the words of the unpruned model are a text of their own."""

@@ -124,6 +124,18 @@ def test_what_stands_is_not_run_again(found, ways, stopped, monkeypatch):
   assert again["rows"] == found["rows"]
 
 
+def test_a_teacher_that_was_asked_once_costs_once(ways, tmp_path):
+  """Its forward pass over each record is counted, however often the record is read; beside the model, each time."""
+  kept = dataclasses.replace(RECOVER, distill=DistillConfig(weight=1.0, cache_top=8))
+  chosen = {name: ways[name] for name in ("all", "taught")} | {"kept": dataclasses.replace(ways["all"], recover=kept)}
+  trials = Trials(chosen, tmp_path / "trials")
+  (corpus,) = trials.cut.corpora.values()
+  epoch = corpus.records // 2
+  assert trials.flops("kept", epoch) == pytest.approx(trials.flops("taught", epoch), rel=1e-12)
+  more = [trials.flops(name, 3 * epoch) - trials.flops(name, 2 * epoch) for name in chosen]
+  assert more[2] == pytest.approx(more[0], rel=1e-12) and more[1] > 1.2 * more[0]
+
+
 def refused(ways, tmp_path, words, **changed):
   others = dict(ways) | {name: dataclasses.replace(ways["last"], **change) for name, change in changed.items()}
   with pytest.raises(UsageError, match=words):

@@ -1,6 +1,6 @@
 """What one step trains on: records, how much each of their predictions counts, and where their documents end.
 
-Shapes: R rows of the batch, T tokens that a record predicts, S = T + 1 tokens that it holds.
+Shapes: R rows of the batch, T tokens that a record predicts, S = T + 1 tokens that it holds, K likely tokens.
 """
 
 from typing import Any, NamedTuple
@@ -19,6 +19,8 @@ class Batch(NamedTuple):
   segments: Any = None
   # Random bits of the rows [R, 2], uint32, for what a training step leaves to chance; None where that is nothing.
   noise: Any = None
+  # A teacher's most likely tokens, int32, and the logarithms of their shares, float32, [R, T, K] each; None without.
+  likely: Any = None
 
 
 def batch_of(ids_RS: Any, segments_RS: Any = None, targets_RS: Any = None) -> Batch:

@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from jaxchop.data.batch import Batch, batch_of
+from jaxchop.data.likely import LikelyTokens
 from jaxchop.data.mixture import Mixture
 from jaxchop.data.packed import Packed
 from jaxchop.data.record import SEGMENTS, TARGETS, TOKENS, decode
@@ -56,6 +57,8 @@ class Loader:
       raise UsageError(f"seed is {seed}; it is at least 0 and less than 2^63")
     self.corpora = (packed,) if isinstance(packed, Packed) else tuple(packed)
     self.batch_size, self._workers = batch_size, workers
+    # By corpus, what a teacher expects of its records; batches have that too, once it is here.
+    self.likely: Sequence[LikelyTokens] | None = None
     # Whether batches say where documents end.
     self.segments = any(corpus.segments for corpus in self.corpora)
     if len(lengths := {corpus.seq_len for corpus in self.corpora}) != 1:
@@ -78,6 +81,11 @@ class Loader:
     given = self._mixture.given(steps * self.batch_size)
     return [count / corpus.records for count, corpus in zip(given.tolist(), self.corpora, strict=True)]
 
+  def records(self, steps: int) -> list[NDArray[np.int64]]:
+    """Returns which records of each corpus so many steps read, in order."""
+    corpus_N, index_N = self._mixture(np.arange(steps * self.batch_size))
+    return [np.unique(index_N[corpus_N == corpus]) for corpus in range(len(self.corpora))]
+
   def indices(self, step: int, rows: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Returns of each of these rows of the batch of `step` which corpus it is of, and which record of that."""
     if step < 0:
@@ -88,7 +96,16 @@ class Loader:
 
   def batch(self, step: int, rows: NDArray[np.int64]) -> Batch:
     """Returns these rows of the batch of `step`."""
-    found = [self._record(*place) for place in zip(*map(np.ndarray.tolist, self.indices(step, rows)), strict=True)]
+    places = list(zip(*map(np.ndarray.tolist, self.indices(step, rows)), strict=True))
+    batch = self.read(places)
+    if self.likely is None:
+      return batch
+    said = zip(*(self.likely[corpus][index] for corpus, index in places), strict=True)
+    return batch._replace(likely=tuple(map(np.stack, said)))
+
+  def read(self, places: Sequence[tuple[int, int]]) -> Batch:
+    """Returns records as rows: each is a corpus and the number of one of its records."""
+    found = [self._record(*place) for place in places]
     ids_RS, segments_RS, targets_RS = (np.stack([row[name] for row in found]) for name in (TOKENS, SEGMENTS, TARGETS))
     return batch_of(ids_RS, segments_RS if self.segments else None, targets_RS)
 

@@ -93,9 +93,9 @@ def parted(y: jax.Array, x: jax.Array, kept: int) -> jax.Array:
 
 
 def striped(a_BT: jax.Array, parts: int) -> jax.Array:
-  """Returns the positions in an order in which every `parts`-th one lies together, see above."""
-  rows, length = a_BT.shape
-  return a_BT.reshape(rows, length // parts, parts).swapaxes(1, 2).reshape(rows, length)
+  """Returns the positions in an order in which every `parts`-th one lies together, see above; other axes stay."""
+  rows, length, *others = a_BT.shape
+  return a_BT.reshape(rows, length // parts, parts, *others).swapaxes(1, 2).reshape(a_BT.shape)
 
 
 def _names(part: Any) -> tuple[str, ...]:

@@ -52,11 +52,22 @@ def rows(mesh: Mesh) -> NamedSharding:
 
 
 def in_stripes(a_BT: jax.Array) -> jax.Array:
-  """Returns an array of a batch with its positions spread over `context`, in stripes (model/placement.py)."""
+  """Returns an array of a batch with its positions spread over `context`, in stripes (model/placement.py).
+
+  What follows the positions stays.
+  """
   spec = spec_of(a_BT)
   if spec is None or (parts := jax.typeof(a_BT).sharding.mesh.shape[CONTEXT]) == 1:
     return a_BT
   return jax.sharding.reshard(striped(a_BT, parts), PartitionSpec(spec[0], CONTEXT))
+
+
+def in_order(a_BT: jax.Array) -> jax.Array:
+  """Undoes `in_stripes`: every device of `context` has all positions of its rows, as they follow each other."""
+  spec = spec_of(a_BT)
+  if spec is None or (parts := jax.typeof(a_BT).sharding.mesh.shape[CONTEXT]) == 1:
+    return a_BT
+  return striped(jax.sharding.reshard(a_BT, PartitionSpec(spec[0])), a_BT.shape[1] // parts)
 
 
 def _wide(names: tuple[str, ...], mesh: Mesh | AbstractMesh) -> tuple[str, ...]:
@@ -108,7 +119,7 @@ def spread_rows(batch: Tree, mesh: Mesh, own: NDArray[np.int64], count: int) -> 
   def move(part_RS: np.ndarray) -> jax.Array:
     def piece(index: tuple[slice, ...] | None) -> np.ndarray:
       assert index is not None
-      return part_RS[np.searchsorted(own, np.arange(*index[0].indices(count))), index[1]]
+      return part_RS[np.searchsorted(own, np.arange(*index[0].indices(count))), *index[1:]]
 
     return jax.make_array_from_callback((count, *part_RS.shape[1:]), place, piece)
 

@@ -45,7 +45,11 @@ def next_batch(records: Generator[Batch, None, None], run: Run) -> Batch:
 def blank(config: RecoverConfig, mesh: Mesh | None, segments: bool) -> Batch:
   """Returns a batch of nothing, as this process would read it."""
   ids_RS = np.zeros((len(own_rows(mesh, config.batch_size)), config.seq_len + 1), np.int32)
-  return batch_of(ids_RS, ids_RS if segments else None)
+  batch, top = batch_of(ids_RS, ids_RS if segments else None), config.distill.cache_top
+  if not top:
+    return batch
+  said_RTK = np.zeros((*batch.weight.shape, top), np.int32)
+  return batch._replace(likely=(said_RTK, said_RTK.astype(np.float32)))
 
 
 def placed(batch: Batch, run: Run) -> Batch:

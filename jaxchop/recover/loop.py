@@ -30,7 +30,7 @@ from jaxchop.recover.profile import Profile
 from jaxchop.recover.run import FREE, Run
 from jaxchop.recover.signals import Stop, Wish, stop_signals
 from jaxchop.recover.step import make_step
-from jaxchop.recover.teacher import beside, needed
+from jaxchop.recover.teacher import beside, stands_beside
 from jaxchop.recover.trackers import Trackers, require
 from jaxchop.recover.trainable import way_of
 from jaxchop.training import RecoverConfig
@@ -67,7 +67,7 @@ def recover(
     raise UsageError(f"recover.steps is {config.steps}; it takes at least one step to recover a model")
   require(config.track)
   _check_evaluation(config, held_out)
-  if needed(config.distill) != (teacher is not None):
+  if stands_beside(config.distill) != (teacher is not None):
     raise UsageError("recover.distill: give a teacher and a weight or hidden above 0, or neither")
   identity = json.loads(json.dumps({**(meta or {}), "config": dataclasses.asdict(config)}))
   origin = None

@@ -12,6 +12,7 @@ from jaxchop.data.batch import Batch
 from jaxchop.errors import UsageError
 from jaxchop.model.llama import Llama
 from jaxchop.recover.adapters import row_noise
+from jaxchop.recover.likely import learned
 from jaxchop.recover.objective import summed_loss
 from jaxchop.recover.optimizer import learning_rate, make_optimizer, updates_done
 from jaxchop.recover.signals import Wish
@@ -94,6 +95,8 @@ def make_step(config: RecoverConfig, join: Join = whole, teacher: Teacher | None
       batch = batch._replace(noise=row_noise(config.seed, updates_done(opt_state), batch.ids))
 
     def objective(trained: Any, batch: Batch) -> tuple[jax.Array, dict[str, jax.Array]]:
+      if batch.likely is not None:
+        return learned(join(trained, frozen), batch, config)
       if teacher is not None:
         return distilled(join(trained, frozen), teacher.join(frozen), teacher.keep, batch, config)
       loss = loss_of(join(trained, frozen), batch)

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 
 from jaxchop.data.batch import Batch
 from jaxchop.errors import UsageError
-from jaxchop.model.divergence import Teaching, distilled_loss
+from jaxchop.model.divergence import States, Teaching, distilled_loss
 from jaxchop.model.flops import forward_flops
 from jaxchop.model.llama import Llama, hidden_and
 from jaxchop.model.tree import flatten, unflatten
@@ -49,7 +49,17 @@ def needed(config: DistillConfig) -> bool:
       f"recover.distill: weight {config.weight}, hidden {config.hidden} and temperature {config.temperature}; the "
       "first lies in 0..1, the second is at least 0, the third above 0"
     )
+  if config.cache_top < 0 or (config.cache_top and (config.hidden or not config.weight)):
+    raise UsageError(
+      f"recover.distill.cache_top is {config.cache_top}: it keeps what a teacher expects next, not its states; set "
+      "recover.distill.weight above 0 and hidden to 0, or leave it out"
+    )
   return config.weight > 0 or config.hidden > 0
+
+
+def stands_beside(config: DistillConfig) -> bool:
+  """Returns whether the teacher itself runs in every step: what it expects was not computed before."""
+  return needed(config) and not config.cache_top
 
 
 def beside(
@@ -115,8 +125,7 @@ def distilled(
   loss, divergence = distilled_loss(
     student.norm(x_BTD),
     student.head_DV(),
-    jax.lax.stop_gradient(teacher.norm(seen)),
-    teacher.head_DV(),
+    States(jax.lax.stop_gradient(teacher.norm(seen)), teacher.head_DV()),
     target_BT,
     weight_BT,
     teaching,
