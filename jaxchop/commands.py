@@ -101,8 +101,9 @@ def prune(options: Any) -> dict[str, Any]:
 def read_or_make_plan(subject: Subject, options: Any) -> Plan:
   """Returns the plan that the options of `prune` name or describe; a criterion without scores scores now."""
   settings = _settings(PruneConfig, options)
-  if settings.recover_between:
-    raise UsageError("prune.recover_between: `prune` recovers nothing; put it in a recipe for `jaxchop run`")
+  for name in ("recover_between", "fade"):
+    if getattr(settings, name):
+      raise UsageError(f"prune.{name}: `prune` trains nothing; put it in a recipe for `jaxchop run`")
   if options.plan:
     plan = plans.read_plan(Path(options.plan))
     if plan.layers != subject.checkpoint.layers:

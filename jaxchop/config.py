@@ -149,6 +149,11 @@ class PruneConfig:
   """Times that layers are scored, an equal share of them going after each; 1 is one-shot."""
   recover_between: int = 0
   """Recovery steps between two rounds, with the settings of recover; the next round scores and cuts what came of it."""
+  fade: int = 0
+  """Steps in which the layers to go fade out before they are cut, while every weight trains on the text; batches and
+  optimizer are those of recover."""
+  fade_penalty: float = 0.1
+  """Weight, in those steps, of the squared change that these layers make to the residual stream, relative to it."""
   protect_first: int = 0
   """First layers that a count never drops; the `+` rule of Shortened LLaMA is 4 here and 2 below."""
   protect_last: int = 0

@@ -1,6 +1,7 @@
 """A recipe at work: its model, text and plan, opened when first needed, and the training that it asks for."""
 
 import contextlib
+import dataclasses
 import functools
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -14,14 +15,14 @@ from jaxchop.data.texts import Texts, is_cache, local_cache, read_splits
 from jaxchop.errors import UsageError
 from jaxchop.files import write_json
 from jaxchop.hub.export import export_model
-from jaxchop.hub.load import load_model, open_checkpoint
+from jaxchop.hub.load import open_checkpoint
 from jaxchop.model.llama import Llama
 from jaxchop.parallel.channel import ALONE, Channel
-from jaxchop.parallel.sharding import placement
 from jaxchop.prune import plan as plans
 from jaxchop.prune.criteria import named
 from jaxchop.prune.plan import Plan
 from jaxchop.prune.surgery import keep_layers
+from jaxchop.recover.fading import Fading
 from jaxchop.recover.frozen import recovered_parts
 from jaxchop.recover.outcome import Recovered
 from jaxchop.recover.step import make_step
@@ -50,6 +51,11 @@ class Job:
       )
     if recipe.recover.trainable == "replacement" and not recipe.prune.merge:
       raise UsageError("recover.trainable: replacement trains what prune.merge made; set prune.merge or train others")
+    if recipe.prune.fade < 0 or (recipe.prune.fade and (recipe.prune.merge or recipe.prune.recover_between)):
+      raise UsageError(
+        f"prune.fade is {recipe.prune.fade}: so many steps come before a cut that only removes layers; it is at least "
+        "0 and goes with neither prune.merge nor prune.recover_between"
+      )
     if recipe.prune.recover_between and recipe.recover.fork:
       raise UsageError("recover.fork: a recovery between rounds has no run to fork from; leave one of the two out")
     self.recipe, self.hosts, self._given = recipe, hosts, plan
@@ -60,7 +66,7 @@ class Job:
     if hosts.count > 1:
       # Every weight is read once for it, by one of them.
       self.subject.identity = hosts.first("source", lambda: self.subject.identity)
-    if recipe.recover.steps:
+    if recipe.recover.steps or recipe.prune.fade:
       # Refused now, not when an hour of scoring and measuring is over.
       make_step(recipe.recover)
       needed(recipe.recover.distill)
@@ -105,6 +111,8 @@ class Job:
     plan = self.plan
     if self.recipe.prune.recover_between:
       return _places(self._after(self._rounds[-1]), self._rounds[-1], plan.keep)
+    if self.recipe.prune.fade:
+      return keep_layers(self._faded(), plan.keep)
     return stages.cut(self.subject, self.whole, plan, self.recipe.merging, lambda: self.texts)
 
   @property
@@ -113,7 +121,14 @@ class Job:
     plan = self.plan
     fitted = (plan.repair, self.recipe.merging, digest(self.texts.training)) if plan.repair else ()
     trained = (self._rounds, self.recipe.prune.recover_between, self.recipe.recover, self.trained_on)
-    return plan.keep, *plan.merges, *fitted, *(trained if self.recipe.prune.recover_between else ())
+    prune = self.recipe.prune
+    faded = (prune.fade, prune.fade_penalty, retrain.fading(self), self.trained_on) if prune.fade else ()
+    return plan.keep, *plan.merges, *fitted, *(trained if prune.recover_between else ()), *faded
+
+  @property
+  def trained_before(self) -> bool:
+    """Whether the pruned model comes out of a training, the work of all processes."""
+    return bool(self.recipe.prune.recover_between or self.recipe.prune.fade)
 
   @functools.cached_property
   def trained_on(self) -> Any:
@@ -133,26 +148,24 @@ class Job:
   def recovered(self) -> Recovered:
     """Returns the pruned model after continued pretraining; the whole one is let go first."""
     retrain.check(self)
-    steps, cut_by = self.recipe.recover.steps, self.cut_by
-    batches, start, teacher = retrain.batches_of(self, steps), self.start(), retrain.teacher_of(self)
+    settings, cut_by, start = retrain.fitted(self), self.cut_by, self.start()
+    batches, teacher = retrain.batches_of(self, settings), retrain.teacher_of(self)
     keep = self.plan.keep if self.recipe.recover.distill.teacher is None else None
     for name in ("small", "whole"):
       self.__dict__.pop(name, None)
-    return retrain.train(self, start, steps, self.folder.path, batches, cut_by, teacher, keep)
+    return retrain.train(self, start, settings, self.folder.path, batches, cut_by, teacher, keep)
 
   def start(self) -> Llama:
     """Returns the pruned model where recovery wants it: what is in no memory yet, each process reads its parts of."""
     plan, checkpoint = self.plan, self.subject.checkpoint
-    if self.recipe.prune.recover_between or (self.hosts.count == 1 and ("small" in self.__dict__ or _made(plan))):
+    if self.trained_before or (self.hosts.count == 1 and ("small" in self.__dict__ or _made(plan))):
       return self.small
     keep: Iterable[int] = plan.keep
     if _made(plan):
       folder = self.folder.path / "cut"
       self.hosts.first("cut", lambda: self._write_cut(folder))
       checkpoint, keep = open_checkpoint(str(folder)), range(len(plan.keep))
-    mesh = retrain.mesh_of(self)
-    places = None if mesh is None else functools.partial(placement, mesh=mesh)
-    return load_model(checkpoint, keep=tuple(keep), sharding=places)
+    return retrain.load_spread(self, checkpoint, tuple(keep))
 
   def _write_cut(self, folder: Path) -> None:
     """Writes what only process 0 has made, for the others to read."""
@@ -217,10 +230,21 @@ class Job:
     start = _places(self._after(before), before, keep)
     folder = self.folder.path / "rounds" / f"{len(keep)}-layers"
     about = (self._rounds[: number + 1], self.recipe.prune.recover_between)
-    between = self.recipe.prune.recover_between
+    settings = dataclasses.replace(retrain.fitted(self), steps=self.recipe.prune.recover_between)
     original = keep if self.recipe.recover.distill.teacher is None else None
-    batches, teacher = retrain.batches_of(self, between), retrain.teacher_of(self)
-    model = retrain.train(self, start, between, folder, batches, about, teacher, original).model
+    batches, teacher = retrain.batches_of(self, settings), retrain.teacher_of(self)
+    model = retrain.train(self, start, settings, folder, batches, about, teacher, original).model
+    return model if self.hosts.count == 1 else _here(model, folder)
+
+  def _faded(self) -> Llama:
+    """Returns the whole model after the layers that go have faded out."""
+    if not self.plan.drop:
+      raise UsageError("prune.fade: no layer goes, so none can fade out; leave it out")
+    settings, folder = retrain.fading(self), self.folder.path / "fade"
+    start = self.whole if self.hosts.count == 1 else retrain.load_spread(self, self.subject.checkpoint)
+    layers = Fading(self.plan.drop, self.recipe.prune.fade_penalty)
+    batches, about = retrain.batches_of(self, settings), (self.plan.drop, self.recipe.prune.fade_penalty)
+    model = retrain.train(self, start, settings, folder, batches, about, None, None, layers).model
     return model if self.hosts.count == 1 else _here(model, folder)
 
 

@@ -47,8 +47,7 @@ def run(recipe: Recipe, hosts: Channel = ALONE) -> dict[str, Any]:
     hosts.first("recipe", lambda: write_text(job.folder.recipe, text))
     log.info("%s: %s", job.subject.name, job.plan.words)
     retrain.check(job)
-    if recipe.prune.recover_between:
-      # It comes out of a recovery, the work of all processes.
+    if job.trained_before:
       _ = job.small
     models = hosts.first("measured before", lambda: measured_before(job))
     speed = hosts.first("speed", lambda: timed(job))
@@ -159,7 +158,7 @@ def summarised(
   return rows | {
     "untied": job.subject.checkpoint.architecture.tied and not written.architecture.tied,
     "gap_closed": gap_closed(*(row["perplexity"] for row in rows.values())) if spent["steps"] else None,
-    "tokens": spent["tokens"],
+    "tokens": spent["tokens"] + retrain.tokens_before(job),
     "recovery": dict(spent),
     "export": str(job.folder.export),
     "peak_memory_bytes": peak_memory(),

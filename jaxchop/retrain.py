@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import json
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,18 +16,20 @@ from jaxchop.data.loader import Loader
 from jaxchop.data.packed import tokenizer_digest
 from jaxchop.data.windows import first_windows
 from jaxchop.errors import UsageError
+from jaxchop.hub.checkpoint import Checkpoint
 from jaxchop.hub.load import load_model, open_checkpoint
 from jaxchop.model.flops import forward_flops
 from jaxchop.model.llama import Llama
 from jaxchop.parallel.mesh import make_mesh
 from jaxchop.parallel.sharding import placement
+from jaxchop.recover.fading import Fading
 from jaxchop.recover.loop import recover
 from jaxchop.recover.outcome import Recovered
 from jaxchop.recover.teacher import needed, stands_beside
 from jaxchop.recover.trainable import replacements, way_of
 from jaxchop.subject import Subject
 from jaxchop.teaching import taught
-from jaxchop.training import RecoverConfig
+from jaxchop.training import DistillConfig, RecoverConfig
 
 if TYPE_CHECKING:
   from jaxchop.job import Job
@@ -42,6 +45,27 @@ def fitted(job: "Job") -> RecoverConfig:
   if settings.trainable == "replacement":
     settings = dataclasses.replace(settings, trainable="partial", partial=replacements(job.plan))
   return settings
+
+
+def fading(job: "Job") -> RecoverConfig:
+  """Returns the settings by which the layers to go fade out before they are cut."""
+  settings = job.recipe.recover
+  return dataclasses.replace(
+    settings,
+    steps=job.recipe.prune.fade,
+    trainable="all",
+    distill=DistillConfig(),
+    fork=None,
+    # Held-out text would be measured with the layers that go.
+    evaluate_every=0,
+    keep_best=0,
+  )
+
+
+def tokens_before(job: "Job") -> int:
+  """Returns the tokens that a pruned model has been trained on before its recovery."""
+  prune, recover = job.recipe.prune, job.recipe.recover
+  return (prune.fade + (prune.rounds - 1) * prune.recover_between) * recover.batch_size * recover.seq_len
 
 
 def check(job: "Job") -> None:
@@ -99,11 +123,16 @@ def teacher_of(job: "Job") -> Llama | None:
 
 def load_teacher(job: "Job") -> Llama:
   """Returns the model that a recovery learns from, spread over its devices."""
-  settings, mesh = job.recipe.recover.distill, mesh_of(job)
-  if settings.teacher is None and mesh is None:
+  named = job.recipe.recover.distill.teacher
+  if named is None and mesh_of(job) is None:
     return job.whole
-  named = job.subject.checkpoint if settings.teacher is None else open_checkpoint(settings.teacher)
-  return load_model(named, sharding=None if mesh is None else functools.partial(placement, mesh=mesh))
+  return load_spread(job, job.subject.checkpoint if named is None else open_checkpoint(named))
+
+
+def load_spread(job: "Job", checkpoint: Checkpoint, keep: Sequence[int] | None = None) -> Llama:
+  """Returns the layers `keep` of a model, or all, spread over a job's devices: a process reads its own parts."""
+  mesh = mesh_of(job)
+  return load_model(checkpoint, keep=keep, sharding=None if mesh is None else functools.partial(placement, mesh=mesh))
 
 
 def loader_of(job: "Job") -> Loader:
@@ -118,32 +147,33 @@ def loader_of(job: "Job") -> Loader:
   )
 
 
-def batches_of(job: "Job", steps: int) -> Loader:
-  """Returns the batches of so many steps; of a teacher that stands not beside them, with what it expects of each."""
-  settings, batches = job.recipe.recover, loader_of(job)
+def batches_of(job: "Job", settings: RecoverConfig) -> Loader:
+  """Returns the batches of a training; of a teacher that stands not beside them, with what it expects of each."""
+  batches = loader_of(job)
   if needed(settings.distill) and not stands_beside(settings.distill):
-    batches.likely = taught(job, batches, steps, lambda: load_teacher(job), mesh_of(job))
+    batches.likely = taught(job, batches, settings.steps, lambda: load_teacher(job), mesh_of(job))
   return batches
 
 
 def train(
   job: "Job",
   start: Llama,
-  steps: int,
+  settings: RecoverConfig,
   folder: Path,
   batches: Loader,
   cut_by: tuple[Any, ...],
   teacher: Llama | None,
   keep: tuple[int, ...] | None,
+  fading: Fading | None = None,
 ) -> Recovered:
-  """Returns what `steps` make of a model that came of `cut_by`; its layers were the teacher's `keep`, if not None."""
-  settings, data, corpora = dataclasses.replace(fitted(job), steps=steps), job.recipe.data, job.corpora
-  for name, times in zip(corpora, batches.epochs(steps), strict=True):
+  """Returns what training makes of a model that came of `cut_by`; its layers were the teacher's `keep`, if not None."""
+  data, corpora = job.recipe.data, job.corpora
+  for name, times in zip(corpora, batches.epochs(settings.steps), strict=True):
     if times > _WORN:
       log.warning(
         "recover.steps: %d steps read the training text%s %.0f times; beyond %d it is learned by heart and held-out "
         "text gets worse; give more text or fewer steps",
-        *(steps, name and f" {name}", times, _WORN),
+        *(settings.steps, name and f" {name}", times, _WORN),
       )
   digests: Any = {name: packed.digest for name, packed in corpora.items()}
   identity = [digests, data.weights] if data.corpora else digests[""]
@@ -156,18 +186,17 @@ def train(
     settings,
     folder,
     meta=meta,
-    held_out=_held_out(job),
+    held_out=_held_out(job) if settings.evaluate_every else None,
     hosts=job.hosts,
     teacher=teacher,
     keep=keep,
+    fading=fading,
   )
 
 
-def _held_out(job: "Job") -> NDArray[np.int32] | None:
-  """Returns the windows on which a recovery is measured in between, if it is."""
+def _held_out(job: "Job") -> NDArray[np.int32]:
+  """Returns the windows on which a recovery is measured in between."""
   settings = job.recipe.recover
-  if not settings.evaluate_every:
-    return None
   return first_windows(
     job.texts.held_out,
     job.subject.tokenizer,

@@ -104,8 +104,11 @@ class Trials:
 
   def _refuse_unlike(self, name: str) -> None:
     recipe, first = self.ways[name], self.ways[self.first]
-    if not recipe.recover.steps or recipe.prune.recover_between or recipe.recover.fork:
-      raise UsageError(f"{name}: a way back is one recovery: set recover.steps, no prune.recover_between and no fork")
+    before = recipe.prune.recover_between or recipe.prune.fade
+    if not recipe.recover.steps or before or recipe.recover.fork:
+      raise UsageError(
+        f"{name}: a way back is one recovery: set recover.steps, no prune.recover_between, no prune.fade and no fork"
+      )
     if _begun(recipe) != _begun(first):
       raise UsageError(f"{name}: its data is not that of {self.first}; share it by --base")
     for setting in (*_SHARED, *(() if self.is_control(name) else _OF_THE_CUT)):

@@ -160,6 +160,34 @@ def test_rounds_may_recover_in_between_and_score_what_came_of_it(recipe, tmp_pat
   assert sorted(path.stat().st_mtime_ns for path in (tmp_path / "run" / "measured").iterdir()) == before
 
 
+def test_layers_may_fade_out_before_they_are_cut(recipe, summary, tmp_path, caplog):
+  prune = dataclasses.replace(recipe.prune, fade=3)
+  job = dataclasses.replace(recipe, out=str(tmp_path / "run"), prune=prune)
+  found = run(job)
+  assert found["check"]["ok"] and found["pruned"]["layers"] == summary["pruned"]["layers"]
+  # The model that is cut has been trained, and its training counts.
+  assert found["pruned"]["perplexity"] != summary["pruned"]["perplexity"]
+  assert found["tokens"] == summary["tokens"] + 3 * recipe.recover.batch_size * recipe.recover.seq_len
+  with caplog.at_level(logging.INFO, logger="jaxchop"):
+    caplog.clear()
+    assert run(job)["recovered"] == found["recovered"]
+  assert not [line for line in caplog.messages if "training step" in line]
+
+
+@pytest.mark.parametrize(
+  ("change", "words"),
+  [
+    ({"fade": -1}, r"prune\.fade is -1"),
+    ({"fade": 2, "pattern": None, "merge": "mka"}, r"prune\.fade is 2: .* goes with neither prune\.merge"),
+    ({"fade": 2, "pattern": None, "count": None, "keep": "0:4"}, r"prune\.fade: no layer goes"),
+  ],
+)
+def test_what_cannot_fade_is_refused(recipe, tmp_path, change, words):
+  prune = dataclasses.replace(PruneConfig(pattern="tail", count=1), **change)
+  with pytest.raises(UsageError, match=words):
+    run(dataclasses.replace(recipe, out=str(tmp_path / "run"), prune=prune))
+
+
 @pytest.mark.parametrize("change", [{"rounds": 1}, {"merge": "mka", "criterion": None}])
 def test_recovering_between_rounds_needs_rounds_of_plain_removal(recipe, tmp_path, change):
   prune = dataclasses.replace(PruneConfig(criterion="block_influence", count=2, rounds=2, recover_between=2), **change)

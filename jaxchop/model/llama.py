@@ -215,14 +215,14 @@ def hidden(
 def hidden_and(
   model: Llama,
   ids_BT: jax.Array,
-  look: Callable[[jax.Array, Any], Any],
+  look: Callable[[jax.Array, jax.Array, Any], Any],
   per_layer: Any = None,
   *,
   segments_BT: jax.Array | None = None,
   layout: Layout = "scan",
   remat: Remat = "dots",
 ) -> tuple[jax.Array, Any]:
-  """Returns `hidden`, and what `look(x_BTD, per_layer[l])` sees of the stream that leaves each block l, stacked."""
+  """Returns `hidden`, and what `look(before_BTD, after_BTD, per_layer[l])` sees of the stream at block l, stacked."""
   turn = rotation(model.config, positions(ids_BT, segments_BT))
   attend = functools.partial(attention.causal_attention, segments_BT=segments_BT)
 
@@ -234,7 +234,7 @@ def hidden_and(
     run = jax.checkpoint(run, policy=_POLICIES[remat], prevent_cse=layout != "scan")
 
   def body(layer: Block, x_BTD: jax.Array, given: Any) -> tuple[jax.Array, Any]:
-    x_BTD = run(layer, x_BTD)
-    return x_BTD, look(x_BTD, given)
+    after_BTD = run(layer, x_BTD)
+    return after_BTD, look(x_BTD, after_BTD, given)
 
   return walk(model.layers, model.embed(ids_BT), body, per_layer, layout=layout)

@@ -21,6 +21,7 @@ from jaxchop.parallel.mesh import make_mesh
 from jaxchop.parallel.sharding import audit, own_rows, spread, told
 from jaxchop.progress import Bar, stage
 from jaxchop.recover.checkpoint import Unsaved
+from jaxchop.recover.fading import Fading
 from jaxchop.recover.feed import Batches, blank, next_batch, placed
 from jaxchop.recover.fork import decay_only, origin_of
 from jaxchop.recover.held_out import HeldOut
@@ -49,13 +50,15 @@ def recover(
   hosts: Channel = ALONE,
   teacher: Llama | None = None,
   keep: Sequence[int] | None = None,
+  fading: Fading | None = None,
 ) -> Recovered:
   """Trains what `config.trainable` says for `config.steps` steps, from the newest checkpoint in `folder` if it has one.
 
   With `config.evaluate_every`, `held_out` are windows [N, seq_len + 1] whose loss is measured in between.
   A fork (`config.fork`) begins with another run's checkpoint and counts its steps on from there.
 
-  With `config.distill` it learns from `teacher` too, of which its layers were those in `keep`.
+  With `config.distill` it learns from `teacher` too, of which its layers were those in `keep`. With `fading`, layers
+  fade out over the steps.
 
   `model` is left as it is. `folder` gets `checkpoints/` and `metrics.jsonl`. `meta`, plain JSON, says what is trained
   on what; every checkpoint keeps it, and a run goes on only where it is the same. Raises JaxchopError on a loss or
@@ -88,7 +91,7 @@ def recover(
     with contextlib.closing(run.curve):
       try:
         if run.step < config.steps and not _heard(run, stop, hosts):
-          program, compile_seconds = _compiled(config, run, batches.segments)
+          program, compile_seconds = _compiled(config, run, batches.segments, fading)
           evaluating = held_out is not None and config.evaluate_every
           measured = HeldOut(held_out, run) if evaluating else None
           # The first product of all processes waits half a minute for the last of them, and compiling may differ more.
@@ -134,7 +137,9 @@ def _refuse_another(identities: Sequence[Mapping[str, Any]]) -> None:
         )
 
 
-def _compiled(config: RecoverConfig, run: Run, segments: bool) -> tuple[Callable[..., Any], float]:
+def _compiled(
+  config: RecoverConfig, run: Run, segments: bool, fading: Fading | None
+) -> tuple[Callable[..., Any], float]:
   """Returns the step's program and the seconds it took to compile."""
   batch = placed(blank(config, run.mesh, segments), run)
   if run.mesh is not None:
@@ -146,7 +151,7 @@ def _compiled(config: RecoverConfig, run: Run, segments: bool) -> tuple[Callable
   with stage("Compiling the training step", 1, "programs") as bar:
     options = compiler_options(deterministic=config.deterministic)
     step = jax.jit(
-      make_step(config, run.way.join, run.teacher),
+      make_step(config, run.way.join, run.teacher, fading),
       donate_argnums=(0, 1),
       out_shardings=(*places, None),
       compiler_options=options,

@@ -12,6 +12,7 @@ from jaxchop.data.batch import Batch
 from jaxchop.errors import UsageError
 from jaxchop.model.llama import Llama
 from jaxchop.recover.adapters import row_noise
+from jaxchop.recover.fading import Fading, faded_loss, gate
 from jaxchop.recover.likely import learned
 from jaxchop.recover.objective import summed_loss
 from jaxchop.recover.optimizer import learning_rate, make_optimizer, updates_done
@@ -38,7 +39,8 @@ class Metrics(NamedTuple):
   wish: jax.Array
   # Steps in a row, this one among them, that changed nothing because their loss or gradient was not finite.
   skipped: jax.Array
-  # What else the step minimises, a token: {"divergence": …, "hidden_error": …} where a teacher is beside it.
+  # What else the step minimises, a token: {"divergence": …, "hidden_error": …} of a teacher, {"change": …} of layers
+  # that fade.
   told: dict[str, jax.Array]
 
 
@@ -53,11 +55,14 @@ def init_optimizer(config: RecoverConfig, trained: Any) -> Any:
   return make_optimizer(config.optimizer, config.steps).init(trained)
 
 
-def make_step(config: RecoverConfig, join: Join = whole, teacher: Teacher | None = None) -> Step:
+def make_step(
+  config: RecoverConfig, join: Join = whole, teacher: Teacher | None = None, fading: Fading | None = None
+) -> Step:
   """Returns step(trained, opt_state, batch, skipped=0, limit=inf, wish=0, frozen=None), to be jitted with two donated.
 
   `join` makes the model of its trained and its frozen parameters, which get no gradient; by default the trained ones
-  are the model itself. A `teacher` is made of the frozen ones too.
+  are the model itself. A `teacher` is made of the frozen ones too. With `fading` the layers that it names are gated,
+  and learn from the text alone.
 
   A step whose loss or gradient is not finite, or whose loss is above `limit`, returns its first two unchanged. So
   does every step behind more than `config.skip_nonfinite` in a row that were not finite: passing the `skipped` of the
@@ -95,6 +100,8 @@ def make_step(config: RecoverConfig, join: Join = whole, teacher: Teacher | None
       batch = batch._replace(noise=row_noise(config.seed, updates_done(opt_state), batch.ids))
 
     def objective(trained: Any, batch: Batch) -> tuple[jax.Array, dict[str, jax.Array]]:
+      if fading is not None:
+        return faded_loss(join(trained, frozen), batch, fading, gate(updates_done(opt_state), config.steps), config)
       if batch.likely is not None:
         return learned(join(trained, frozen), batch, config)
       if teacher is not None:

@@ -104,14 +104,14 @@ def distilled(
   seen, states_LBTD = hidden_and(
     teacher,
     ids_BT,
-    lambda x_BTD, _: jax.lax.stop_gradient(x_BTD) if matching else None,
+    lambda _, x_BTD, __: jax.lax.stop_gradient(x_BTD) if matching else None,
     segments_BT=segments_BT,
     layout=layout,
     remat="none",
   )
   originals_LBTD = states_LBTD[jnp.array(keep)] if matching else None
 
-  def error(x_BTD: jax.Array, original_BTD: jax.Array | None) -> jax.Array | None:
+  def error(_: jax.Array, x_BTD: jax.Array, original_BTD: jax.Array | None) -> jax.Array | None:
     if original_BTD is None:
       return None
     x, original = x_BTD.astype(jnp.float32), original_BTD.astype(jnp.float32)

@@ -71,7 +71,7 @@ def test_hidden_states_are_matched_behind_each_layer_with_its_original() -> None
   teacher = tiny_model(LAYERS)
   student, batch = keep_layers(tiny_model(LAYERS, seed=1), KEEP), uneven()
   ids, share = jnp.asarray(batch.ids[:, :-1]), batch.weight / batch.weight.sum()
-  ours, theirs = (np.asarray(hidden_and(m, ids, lambda x, _: x)[1]) for m in (student, teacher))
+  ours, theirs = (np.asarray(hidden_and(m, ids, lambda _, x, __: x)[1]) for m in (student, teacher))
   apart = ((ours - theirs[list(KEEP)]) ** 2).sum(-1) / (theirs[list(KEEP)] ** 2).sum(-1)
   told, _ = gradient(learning(hidden=2.0), student, teacher)
   np.testing.assert_allclose(told["hidden_error"], (apart * share).sum((1, 2)).mean(), rtol=1e-5)
