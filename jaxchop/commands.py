@@ -30,7 +30,7 @@ from jaxchop.job import Job
 from jaxchop.model.generate import Sampling
 from jaxchop.model.generate import generate as continue_prompts
 from jaxchop.parallel.channel import Channel
-from jaxchop.parallel.hosts import joined
+from jaxchop.parallel.hosts import joined, require_one
 from jaxchop.pipeline import run as run_recipe
 from jaxchop.pipeline import spent_on
 from jaxchop.prune import plan as plans
@@ -166,6 +166,7 @@ def compare(options: Any) -> dict[str, Any]:
     raise UsageError("two recipes have the same file name, which names the way; rename one")
   if options.seeds < 1:
     raise UsageError(f"--seeds is {options.seeds}; it takes at least one")
+  require_one("compare", max(recipe.recover.mesh.wait for recipe in ways.values()))
   return compare_ways(
     ways,
     Path(options.out),
@@ -179,6 +180,7 @@ def forecast(options: Any) -> dict[str, Any]:
   path = Path(options.run)
   run = RunFolder(path) if path.is_dir() else None
   recipe = read_recipe([run.recipe if run else path])
+  require_one("forecast", recipe.recover.mesh.wait)
   return foretold(
     recipe,
     Path(options.out or Path(recipe.out) / "forecast"),

@@ -105,6 +105,18 @@ def test_forecast_probes_a_recipe_or_a_run(here, model, capsys):
   assert "at least 4 different numbers of tokens" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("command", ["compare", "forecast"])
+def test_a_comparison_in_several_processes_is_refused(here, model, capsys, monkeypatch, command):
+  recipe = {"out": "run", "model": model, "prune": {"drop": "1"}}
+  Path("recipe.yaml").write_text(json.dumps(recipe))
+  for name, value in {"COORDINATOR_ADDRESS": "host:99", "NUM_PROCESSES": "2", "PROCESS_ID": "0"}.items():
+    monkeypatch.setenv(f"JAX_{name}", value)
+  assert main([command, "recipe.yaml", "-o", "out", "--quiet"]) == 2
+  said = capsys.readouterr().err
+  assert f"{command} works in one process, and this is one of 2: start it once, on a single host" in said
+  assert not Path("out").exists()
+
+
 def test_data_build_lays_conversations_into_records(here, model, capsys):
   rows = [{"instruction": f"Say {n}.", "output": f"It is {n}."} for n in range(20)]
   Path("talks.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))

@@ -118,6 +118,16 @@ def find_cluster(limit: float) -> Cluster | None:
   return Cluster(host, int(port), count, index, None if devices is None else tuple(devices))
 
 
+def require_one(command: str, limit: float) -> None:
+  """Raises UsageError where this is one of several processes; the command works in one."""
+  cluster = find_cluster(limit)
+  if cluster is not None and cluster.count > 1:
+    raise UsageError(
+      f"{command} works in one process, and this is one of {cluster.count}: start it once, on a single host, without "
+      f"{_VARIABLES[1]}; it uses all devices there"
+    )
+
+
 def greet(cluster: Cluster, about: Mapping[str, Any], limit: float) -> Channel:
   """Connects the processes; see `joined`."""
   card = {"index": cluster.index, "name": socket.gethostname(), "about": {**_versions(), **about}}
