@@ -160,6 +160,7 @@ def test_rounds_may_recover_in_between_and_score_what_came_of_it(recipe, tmp_pat
   assert sorted(path.stat().st_mtime_ns for path in (tmp_path / "run" / "measured").iterdir()) == before
 
 
+@pytest.mark.slow
 def test_layers_may_fade_out_before_they_are_cut(recipe, summary, tmp_path, caplog):
   prune = dataclasses.replace(recipe.prune, fade=3)
   job = dataclasses.replace(recipe, out=str(tmp_path / "run"), prune=prune)

@@ -44,7 +44,7 @@ def told(recipe: Recipe) -> list[tuple[float, float]]:
 @pytest.mark.parametrize(
   "changes",
   [
-    {},
+    pytest.param({}, marks=pytest.mark.slow),
     {"mesh": MeshConfig(fsdp=2, tensor=2), "accumulate": 2},
     pytest.param({"mesh": MeshConfig(context=2), "layout": "unrolled"}, marks=pytest.mark.slow),
   ],
@@ -55,6 +55,7 @@ def test_with_every_token_kept_it_is_the_run_of_the_teacher_beside_the_model(rec
   np.testing.assert_allclose(told(recipe(**changes)), wanted, rtol=0, atol=2e-5)
 
 
+@pytest.mark.slow
 def test_of_few_tokens_less_divergence_is_seen_and_it_falls_too(recipe):
   alone = dataclasses.replace(CACHED, weight=1.0)
   few = told(recipe("few", dataclasses.replace(alone, cache_top=8), steps=20))
@@ -63,6 +64,7 @@ def test_of_few_tokens_less_divergence_is_seen_and_it_falls_too(recipe):
   assert few[-1][1] < 0.9 * few[0][1]
 
 
+@pytest.mark.slow
 def test_documents_are_apart_for_the_teacher_too(recipe, tmp_path):
   """Of records with segments the teacher expects what it expects of each document alone."""
   rows = [{"messages": [{"role": "user", "content": q}, {"role": "assistant", "content": q[::-1]}]} for q in QUESTIONS]
@@ -82,9 +84,10 @@ def test_it_is_asked_once_and_more_steps_ask_only_for_more_records(recipe, monke
   loads, load = [], retrain.load_teacher
   monkeypatch.setattr(retrain, "load_teacher", lambda job: loads.append(job) or load(job))
   job = Job(recipe(steps=5, optimizer=dataclasses.replace(RECOVER.optimizer, learning_rate=1e-3)))
-  batches = retrain.batches_of(job, 5)
+  settings = job.recipe.recover
+  batches = retrain.batches_of(job, settings)
   assert not loads
-  more = retrain.batches_of(job, 8)
+  more = retrain.batches_of(job, dataclasses.replace(settings, steps=8))
   assert len(loads) == 1
   first, second = (set(b.records(steps)[0].tolist()) for b, steps in ((batches, 5), (more, 8)))
   assert first < second and not more.likely[0].missing(second) and batches.likely[0].missing(second)

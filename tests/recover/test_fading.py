@@ -92,6 +92,7 @@ def test_the_last_step_is_one_of_the_cut_model(tmp_path: Path) -> None:
   assert lines[-1]["change"] == 0 < lines[0]["change"]
 
 
+@pytest.mark.slow
 def test_a_penalty_makes_the_layers_change_less_and_cutting_costs_less_than_at_once(tmp_path: Path) -> None:
   loose, tight = (run(tmp_path / str(p), penalty=p, steps=40).model for p in (0.0, 2.0))
   changes = [sum(line["change"] for line in read_curve(tmp_path / p / "metrics.jsonl")) for p in ("0.0", "2.0")]
@@ -101,6 +102,7 @@ def test_a_penalty_makes_the_layers_change_less_and_cutting_costs_less_than_at_o
   assert max(after) < 0.8 * at_once
 
 
+@pytest.mark.slow
 @pytest.mark.optimised
 def test_a_restart_is_the_same_run(tmp_path: Path) -> None:
   whole = run(tmp_path / "whole")
@@ -111,6 +113,7 @@ def test_a_restart_is_the_same_run(tmp_path: Path) -> None:
   jax.tree.map(np.testing.assert_array_equal, again.model, whole.model)
 
 
+@pytest.mark.slow
 def test_on_several_devices_it_is_the_run_of_one(tmp_path: Path) -> None:
   found = []
   for name, mesh in (("one", MeshConfig(fsdp=1)), ("several", MeshConfig(fsdp=2, context=2))):
