@@ -25,7 +25,7 @@ from jaxchop.parallel.sharding import placement
 from jaxchop.recover.fading import Fading
 from jaxchop.recover.loop import recover
 from jaxchop.recover.outcome import Recovered
-from jaxchop.recover.teacher import needed, stands_beside
+from jaxchop.recover.teacher import needed, require_same_tokens, stands_beside
 from jaxchop.recover.trainable import replacements, way_of
 from jaxchop.subject import Subject
 from jaxchop.teaching import taught
@@ -75,12 +75,18 @@ def check(job: "Job") -> None:
     if needed(distill) and distill.teacher is None and not job.plan.drop:
       raise UsageError("recover.distill.teacher: this recipe prunes nothing; name the model to learn from")
     if needed(distill) and distill.teacher is not None:
-      other = tokenizer_digest(Subject(distill.teacher).tokenizer)
-      if other != tokenizer_digest(job.subject.tokenizer):
+      other = Subject(distill.teacher)
+      require_same_tokens(other.checkpoint.architecture, job.subject.checkpoint.architecture)
+      if tokenizer_digest(other.tokenizer) != tokenizer_digest(job.subject.tokenizer):
         raise UsageError(
           f"recover.distill.teacher: {distill.teacher} has another tokenizer than {job.subject.name}, so its "
           "distributions are of other tokens; name a teacher with the same one"
         )
+    if distill.cache_top and job.recipe.recover.fork:
+      raise UsageError(
+        "recover.fork: it reads on behind the records that a teacher is asked about (recover.distill.cache_top); fork "
+        "a run whose teacher stands beside it"
+      )
     if distill.cache_top > (tokens := job.subject.checkpoint.architecture.vocab_size):
       raise UsageError(
         f"recover.distill.cache_top is {distill.cache_top}, but the teacher has {tokens} tokens; 64 keep nearly all"

@@ -46,7 +46,8 @@ def taught(job: "Job", loader: Loader, steps: int, load: Callable[[], Llama], me
       "temperature": settings.distill.temperature,
       "compute_dtype": settings.compute_dtype,
     }
-    opened = functools.partial(LikelyTokens, job.taught_at / corpus.digest[:16], about)
+    # Opened once, for every byte is checked then: by process 0 now, by the others when all is written.
+    opened = functools.cache(functools.partial(LikelyTokens, job.taught_at / corpus.digest[:16], about))
     missing = job.hosts.first(f"not taught of {number}", lambda: opened().missing(records.tolist()))  # noqa: B023
     if missing:
       _write(job, loader, number, missing, opened, load(), mesh)

@@ -114,6 +114,20 @@ def test_a_job_that_is_stopped_goes_on_with_the_records_that_are_left(recipe, mo
   assert found == told(recipe("whole"))
 
 
+def test_a_fork_reads_records_that_the_teacher_was_not_asked_about(recipe):
+  with pytest.raises(UsageError, match=r"recover\.fork: it reads on behind the records that a teacher is asked about"):
+    Job(recipe(fork="runs/x")).recovered()
+
+
+@pytest.mark.parametrize("kept", [0, 8])
+def test_a_teacher_of_more_tokens_is_refused_before_it_is_asked(recipe, tiny_folder, tmp_path, kept):
+  other = tiny_folder(vocab_size=336)
+  distill = DistillConfig(weight=1.0, cache_top=kept, teacher=str(other))
+  with pytest.raises(UsageError, match=r"recover\.distill\.teacher: it has 336 tokens, the student 320"):
+    Job(recipe(distill=distill)).recovered()
+  assert not (tmp_path / "run" / "taught").exists()
+
+
 @pytest.mark.parametrize(
   ("distill", "words"),
   [

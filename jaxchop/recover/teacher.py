@@ -12,6 +12,7 @@ import jax.numpy as jnp
 
 from jaxchop.data.batch import Batch
 from jaxchop.errors import UsageError
+from jaxchop.model.config import LlamaConfig
 from jaxchop.model.divergence import States, Teaching, distilled_loss
 from jaxchop.model.flops import forward_flops
 from jaxchop.model.llama import Llama, hidden_and
@@ -62,6 +63,15 @@ def stands_beside(config: DistillConfig) -> bool:
   return needed(config) and not config.cache_top
 
 
+def require_same_tokens(teacher: LlamaConfig, student: LlamaConfig) -> None:
+  """Raises UsageError where a teacher's distributions are over another number of tokens than the student's."""
+  if teacher.vocab_size != student.vocab_size:
+    raise UsageError(
+      f"recover.distill.teacher: it has {teacher.vocab_size} tokens, the student {student.vocab_size}; take one with "
+      "the same tokenizer"
+    )
+
+
 def beside(
   teacher: Llama, student: Llama, frozen: Flat, config: DistillConfig, keep: Sequence[int] | None
 ) -> tuple[Teacher, Flat]:
@@ -69,11 +79,7 @@ def beside(
 
   Weights are the same where they are one array. Raises UsageError where the student cannot learn from this teacher.
   """
-  if (found := teacher.config.vocab_size) != student.config.vocab_size:
-    raise UsageError(
-      f"recover.distill.teacher: it has {found} tokens, the student {student.config.vocab_size}; take one with the "
-      "same tokenizer"
-    )
+  require_same_tokens(teacher.config, student.config)
   if config.hidden and (keep is None or teacher.config.width != student.config.width):
     raise UsageError(
       "recover.distill.hidden: nothing says which of the teacher's layers the student's were; leave it out, or take "
