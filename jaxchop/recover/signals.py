@@ -1,7 +1,8 @@
 """SIGINT and SIGTERM as a wish to stop: noticed at once, granted when the caller is at a safe place.
 
 The watching thread hears of a signal even while the main thread is inside a compilation or waits for a device, where
-Python runs no handlers.
+Python runs no handlers. Where Python does run them the handler is first: the thread may wait some short steps for its
+turn.
 """
 
 import contextlib
@@ -32,6 +33,10 @@ class Stop:
 
   asked: signal.Signals | None = None
 
+  def ask(self, number: int) -> None:
+    """Notes a signal, unless one is noted."""
+    self.asked = self.asked or signal.Signals(number)
+
   @property
   def wish(self) -> Wish:
     return {None: Wish.NONE, signal.SIGINT: Wish.INTERRUPT, signal.SIGTERM: Wish.TERMINATE}[self.asked]
@@ -51,8 +56,8 @@ def stop_signals() -> Iterator[Stop]:
   told.setblocking(False)
   watcher = threading.Thread(target=_watch, args=(heard, stop), daemon=True)
   watcher.start()
-  # A handler must be set for the interpreter to write to the socket; what follows from the signal is the watcher's.
-  handlers = {number: signal.signal(number, lambda *_: None) for number in _WATCHED}
+  # A handler must be set for the interpreter to write to the socket; it only notes, the watcher speaks and counts.
+  handlers = {number: signal.signal(number, lambda told, _: stop.ask(told)) for number in _WATCHED}
   channel = signal.set_wakeup_fd(told.fileno(), warn_on_full_buffer=False)
   try:
     yield stop
@@ -66,11 +71,13 @@ def stop_signals() -> Iterator[Stop]:
 
 
 def _watch(heard: socket.socket, stop: Stop) -> None:
+  first = True
   while told := heard.recv(1):
     number = told[0]
     if number not in _WATCHED:
       continue
-    if stop.asked is not None:
+    if not first:
       os._exit(128 + number)
-    stop.asked = signal.Signals(number)
-    log.warning("%s: saving after the running step; once more ends at once", stop.asked.name)
+    first = False
+    stop.ask(number)
+    log.warning("%s: saving after the running step; once more ends at once", signal.Signals(number).name)

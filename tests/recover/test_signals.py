@@ -5,6 +5,9 @@ import signal
 import threading
 import time
 
+import pytest
+
+from jaxchop.recover import signals
 from jaxchop.recover.signals import stop_signals
 
 
@@ -15,6 +18,14 @@ def test_a_signal_is_noted_and_does_not_interrupt() -> None:
     while stop.asked is None:
       time.sleep(0.001)
     assert stop.asked is signal.SIGTERM
+
+
+def test_between_two_steps_it_is_noted_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+  """Whenever the watching thread gets its turn."""
+  monkeypatch.setattr(signals, "_watch", lambda *_: None)
+  with stop_signals() as stop:
+    os.kill(os.getpid(), signal.SIGINT)
+    assert stop.asked is signal.SIGINT
 
 
 def test_other_signals_ask_for_nothing() -> None:
