@@ -31,7 +31,8 @@ class Fading(NamedTuple):
 
 def gate(done: jax.Array, steps: int) -> jax.Array:
   """Returns the gate of the step behind so many updates: it falls evenly, and the last step is without the layers."""
-  return 1 - (done + 1) / steps
+  # Exactly 0 at the end, also where the compiler multiplies by 1 / steps.
+  return (steps - 1 - done) / steps
 
 
 def faded(model: Llama, layers: Sequence[int], gate: jax.Array) -> Llama:
