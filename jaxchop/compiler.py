@@ -5,6 +5,8 @@ and 0.5e-4 with the other, where torch's own float32 is 0.5e-4 away. The exact o
 much wider than it is high, which is why logits lie with the vocabulary first (model/loss.py).
 
 Several CPU devices in one process need an option of their own, or their collectives may wait for each other for ever.
+The two do not go together: XLA then compiles a sharded SmolLM2 of 20 layers and more to wrong numbers (a loss of 41,000
+for 29,000). So a program under a mesh has the default library there.
 A GPU sums up in whatever order its threads come, unless it is told not to.
 """
 
@@ -24,48 +26,57 @@ _ORDERED = {"xla_cpu_scheduler_type": "CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED"}
 _DETERMINED = {"xla_gpu_exclude_nondeterministic_ops": True}
 
 
-@functools.cache
 def compiler_options(*, deterministic: bool = False) -> dict[str, str | bool]:
-  """Returns what `jax.jit(function, compiler_options=…)` takes on this process's devices.
+  """Returns what `jax.jit(function, compiler_options=…)` takes on this process's devices, under the mesh that is set.
 
-  That is, on a CPU exact float32 products, and collectives in one order where it has several devices; on a GPU, if
-  asked for, results that are the same each time. Empty where there is nothing to say, or to a compiler that has no such
-  choice.
+  That is, on a CPU exact float32 products, or collectives in one order where a mesh has several devices of one process;
+  on a GPU, if asked for, results that are the same each time. Empty where there is nothing to say, or to a compiler
+  that has no such choice.
   """
   wanted: dict[str, str | bool] = {}
   if jax.default_backend() == "cpu":
-    wanted = {**_EXACT, **(_ORDERED if jax.local_device_count() > 1 else {})}
+    wanted = {**(_ORDERED if _several() else _EXACT)}
   elif jax.default_backend() == "gpu" and deterministic:
     wanted = {**_DETERMINED}
-  return {name: value for name, value in wanted.items() if _known({name: value})}
+  return {name: value for name, value in wanted.items() if _known(name, value)}
 
 
 def product_library() -> str:
   """Returns whose matrix products programs with these options use on this process's devices, in a few words."""
   if jax.default_backend() != "cpu":
     return f"XLA for {jax.default_backend().upper()}"
-  return "XLA's more exact library" if _known(_EXACT) else "XLA's default library"
+  return "XLA's more exact library" if compiler_options().keys() & _EXACT.keys() else "XLA's default library"
 
 
-def _known(option: Mapping[str, str | bool]) -> bool:
+def _several() -> bool:
+  """Returns whether the mesh that is set has several devices of this process."""
+  return jax.local_device_count() > 1 and not jax.sharding.get_abstract_mesh().empty
+
+
+@functools.cache
+def _known(name: str, value: str | bool) -> bool:
   try:
-    jax.jit(lambda: 0, compiler_options=dict(option))()
+    jax.jit(lambda: 0, compiler_options={name: value}).lower().compile()
   except jax.errors.JaxRuntimeError:
     return False
   return True
 
 
 class Program(Generic[R]):
-  """A jitted function; the devices are asked for their options at its first call, not where it is defined."""
+  """A jitted function; devices and mesh are asked for their options at a call, not where it is defined."""
 
   def __init__(self, function: Callable[..., R], **options: Any):
     """`options` are those of `jax.jit`."""
     self._function, self._options = function, options
+    self._by_options: dict[tuple[str, ...], Any] = {}
     functools.update_wrapper(self, function)
 
-  @functools.cached_property
+  @property
   def _jitted(self) -> Any:
-    return jax.jit(self._function, compiler_options=compiler_options(), **self._options)
+    options = compiler_options()
+    if tuple(options) not in self._by_options:
+      self._by_options[tuple(options)] = jax.jit(self._function, compiler_options=options, **self._options)
+    return self._by_options[tuple(options)]
 
   def __call__(self, *args: Any, **kwargs: Any) -> R:
     return self._jitted(*args, **kwargs)
@@ -77,4 +88,4 @@ class Program(Generic[R]):
   @property
   def compiled(self) -> int:
     """How many programs there are so far: one for each set of shapes and static arguments."""
-    return self._jitted._cache_size()
+    return sum(jitted._cache_size() for jitted in self._by_options.values())

@@ -13,9 +13,9 @@ from jaxchop import compiler
 
 @pytest.fixture(autouse=True)
 def asked_anew():
-  compiler.compiler_options.cache_clear()
+  compiler._known.cache_clear()
   yield
-  compiler.compiler_options.cache_clear()
+  compiler._known.cache_clear()
 
 
 def products(a_ND, b_DM):
@@ -48,11 +48,20 @@ def test_a_compiler_without_the_choice_gets_none(monkeypatch):
   assert compiler.Program(products)(jnp.ones((1, 2)), jnp.ones((2, 1))) == 2
 
 
-def test_several_devices_of_a_cpu_run_their_collectives_in_one_order(monkeypatch):
-  assert "xla_cpu_scheduler_type" in compiler.compiler_options()
-  compiler.compiler_options.cache_clear()
-  monkeypatch.setattr(jax, "local_device_count", lambda: 1)
-  assert "xla_cpu_scheduler_type" not in compiler.compiler_options()
+def test_several_devices_of_a_mesh_run_their_collectives_in_one_order(monkeypatch):
+  with jax.set_mesh(jax.make_mesh((4,), ("data",))):
+    assert compiler.compiler_options().keys() == compiler._ORDERED.keys()
+    assert compiler.product_library() == "XLA's default library"
+    monkeypatch.setattr(jax, "local_device_count", lambda: 1)
+    assert compiler.compiler_options().keys() == compiler._EXACT.keys()
+
+
+def test_a_program_asks_again_where_another_mesh_is_set():
+  program = compiler.Program(products)
+  before = rounding(program)
+  with jax.set_mesh(jax.make_mesh((4,), ("data",))):
+    assert rounding(program) == rounding(jax.jit(products, compiler_options=compiler._ORDERED))
+  assert rounding(program) == before
 
 
 def test_the_rest_is_jit():

@@ -277,4 +277,4 @@ def test_metrics_are_plain_json_whose_numbers_are_exact(whole: tuple[Path, Recov
       *("step", "loss", "loss_hex", "grad_norm", "learning_rate", "tokens", "seconds", "tokens_per_second"),
       *("mfu", "data_wait", "time"),
     }
-    assert line["seconds"] > 0 and line["data_wait"] >= 0 and 0 < line["mfu"] < 1
+    assert line["seconds"] > 0 and line["data_wait"] >= 0 and line["mfu"] > 0
