@@ -11,7 +11,7 @@ A GPU sums up in whatever order its threads come, unless it is told not to.
 """
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any, Generic, TypeVar
 
 import jax
