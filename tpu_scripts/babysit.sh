@@ -83,7 +83,7 @@ wait_for_end() {
         say "$WORDS; starting again"
         return "$LATER"
         ;;
-      waiting) continue ;;
+      waiting | unknown) continue ;;
     esac
     look_at_run
     case $RUNS in
@@ -111,10 +111,13 @@ wait_for_end() {
         # A host that vanished makes the others fail a moment before the TPU is called preempted.
         pause "$POLL"
         look_at_tpu
-        if [[ $TPU != ready ]]; then
-          say "$WORDS; starting again"
-          return "$LATER"
-        fi
+        case $TPU in
+          absent | lost)
+            say "$WORDS; starting again"
+            return "$LATER"
+            ;;
+          unknown) continue ;;
+        esac
         script logs --all || true
         finish "$CODE" "the run ended with exit code $CODE; its last lines are above"
         ;;
@@ -178,6 +181,7 @@ check_command
 # As the workers reckon it; tells this command from another one.
 SUM=$(printf '%s\0' "${COMMAND[@]}" | cksum)
 SUM=${SUM%% *}
+PATIENT=1
 trap 'say "babysit.sh: ended; the run and the TPU go on, and the same command again takes over"; exit 130' INT
 trap 'exit 143' TERM
 ANSWERS=1

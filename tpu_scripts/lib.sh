@@ -104,6 +104,8 @@ read_settings() {
   if ((SLICES > 1)) && [[ $KIND == vm ]]; then
     wrong "$SETTINGS: SLICES is $SLICES; several slices need KIND=queued"
   fi
+  # Without it, nothing would ever be found.
+  [[ -n $DRY_RUN ]] || command -v gcloud >/dev/null || fail "gcloud is not on PATH; install the Google Cloud CLI"
   read -ra CREATE_WORDS <<<"$CREATE_FLAGS"
   read -ra SSH_WORDS <<<"$SSH_FLAGS"
   WHERE=("--project=$PROJECT" "--zone=$ZONE" --quiet)
@@ -150,10 +152,13 @@ pause() { [[ -n $DRY_RUN ]] || sleep "$1"; }
 # not_now: whether what stands in ERRORS will pass by itself. A lack of quota has the same code as a lack of capacity
 # and does not.
 not_now() {
-  ! lacks_quota && grep -qiE 'no more capacity|insufficient (reserved )?capacity|stockout|resource_?(pool_)?exhausted|not have enough resources|currently unavailable|\bunavailable\b|deadline.?exceeded|timed? ?out|connection|internal error|http 50[0-9]' "$ERRORS"
+  ! lacks_quota && grep -qiE 'no more capacity|insufficient (reserved )?capacity|stockout|resource_?(pool_)?exhausted|not have enough resources|currently unavailable|\bunavailable\b|deadline.?exceeded|timed? ?out|connection|internal error|per minute|http 50[0-9]' "$ERRORS"
 }
 
-lacks_quota() { grep -qi 'quota' "$ERRORS"; }
+# A quota of calls per minute is full again in a minute.
+lacks_quota() {
+  grep -qiE 'quota.*(exceed|exhaust|limit)|(exceed|insufficient|exhaust).*quota' "$ERRORS" && ! grep -qi 'per minute' "$ERRORS"
+}
 
 # end_with_gcloud WHAT: ends the script after a failed command, with 75 where trying again helps.
 end_with_gcloud() {
@@ -165,6 +170,8 @@ end_with_gcloud() {
   fail "$1: gcloud said why above"
 }
 
+# Set where a look that fails for the moment is no reason to end.
+PATIENT=''
 # look_at GROUP NAME FORMAT: reads STATE, LABEL and WHY of a resource; STATE is empty where there is none.
 look_at() {
   local said=''
@@ -176,6 +183,10 @@ look_at() {
   elif ! said=$("${command[@]}" 2>"$ERRORS"); then
     grep -qiE 'not.?found' "$ERRORS" && return
     cat "$ERRORS" >&2
+    if [[ -n $PATIENT ]] && not_now; then
+      STATE=UNKNOWN LABEL=$OWNER
+      return
+    fi
     end_with_gcloud "$2 cannot be looked at"
   fi
   # A tab is white space to read, which would skip an empty label.
@@ -196,7 +207,7 @@ ready_in_dry_run() {
   ASSUMED+=$'\t'$OWNER
 }
 
-# look_at_tpu: sets TPU to absent, waiting, ready or lost, and WORDS to what was seen. Refuses what others created.
+# look_at_tpu: sets TPU to absent, waiting, ready, lost or, for the patient, unknown, and WORDS to what was seen. Refuses what others created.
 look_at_tpu() {
   if [[ $KIND == vm ]]; then look_at_node "$NAME"; else look_at_request; fi
   WORDS="$NAME in $ZONE is ${STATE:-absent}${WHY:+ ($WHY)}"
@@ -211,6 +222,7 @@ look_at_tpu() {
     CREATING | STARTING | RESTARTING | REPAIRING | REIMAGING | STOPPING | HIDING | UNHIDING | DELETING | SUSPENDING | \
       ACCEPTED | PROVISIONING | WAITING_FOR_RESOURCES) TPU=waiting ;;
     PREEMPTED | TERMINATED | STOPPED | HIDDEN | FAILED | SUSPENDED) TPU=lost ;;
+    UNKNOWN) TPU=unknown ;;
     *) fail "$WORDS, a state that these scripts do not know; look at it in the console" ;;
   esac
 }
@@ -226,6 +238,7 @@ look_at_nodes() {
     case $STATE in
       READY) continue ;;
       CREATING | STARTING | RESTARTING | REPAIRING | REIMAGING) [[ $TPU == lost ]] || TPU=waiting ;;
+      UNKNOWN) [[ $TPU == lost ]] || TPU=unknown ;;
       *) TPU=lost ;;
     esac
     WORDS="$node of $NAME in $ZONE is ${STATE:-absent}${WHY:+ ($WHY)}"

@@ -21,7 +21,7 @@ must IMAGE '[a-z0-9][a-zA-Z0-9./_-]*(:[a-zA-Z0-9._-]+)?' "an image like us-docke
 must RUN '[a-z][a-z0-9-]{0,38}' "for a workload: small letters, digits and -, at most 39"
 
 where=("--cluster=$CLUSTER" "--project=$PROJECT" "--zone=$ZONE")
-storage=jaxchop-$BUCKET
+storage=jaxchop-${BUCKET//[_.]/-}
 run docker build --tag "$IMAGE" --file "$HERE/Dockerfile" "$ROOT" || fail "the container was not built"
 run docker push "$IMAGE" || fail "$IMAGE was not pushed; does it exist, and may you write there?"
 listed=''
@@ -31,7 +31,7 @@ else
   listed=$(xpk storage list "${where[@]}") || fail "$CLUSTER cannot be asked; xpk said why above"
 fi
 # The same conditions as in worker.sh.
-grep -qw -- "$storage" <<<"$listed" ||
+grep -qE "(^|[^[:alnum:]-])$storage([^[:alnum:]-]|\$)" <<<"$listed" ||
   run xpk storage attach "$storage" "${where[@]}" --type=gcsfuse "--bucket=$BUCKET" --size=1 "--mount-point=$MOUNT" \
     --readonly=false --auto-mount=false --no-prefetch-metadata \
     --mount-options=metadata-cache:ttl-secs:0,metadata-cache:negative-ttl-secs:0,write:enable-streaming-writes:false ||

@@ -139,6 +139,17 @@ def test_a_few_lost_answers_do_no_harm(cloud):
   assert cloud.did() == ONCE
 
 
+def test_a_network_that_fails_while_it_waits_does_no_harm(cloud):
+  cloud.ends("hang", 0)
+  process = started(cloud)
+  cloud.rule(" describe chop ", times=3, err="ERROR: Connection aborted\n")
+  cloud.rule(" describe chop ", times=1, err="ERROR: Quota exceeded for requests per minute\n")
+  cloud.rule(STATUS, after=2, becomes={"requests": {"chop": {"state": "SUSPENDED"}}})
+  out, err = process.communicate(timeout=60)
+  assert process.returncode == 0, out + err
+  assert cloud.did() == [*ONCE, "delete", *ONCE]
+
+
 def test_a_machine_that_restarted_is_launched_again(cloud):
   broken = {"state": "broken", "sum": checksum(TOLD)}
   cloud.rule(STATUS, after=2, becomes={"nodes": {"chop": {"workers": [broken, broken]}}})

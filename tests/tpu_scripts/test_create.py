@@ -98,6 +98,7 @@ def test_deletes_a_slice_that_a_failed_request_leaves(cloud):
     ("vm", QUOTA, 1, "the quota of my-project in us-west4-a does not allow"),
     ("vm", STOCKOUT, 75, "not now, as said above; babysit.sh goes on trying"),
     ("vm", "PERMISSION_DENIED: no", 1, "chop was not created: gcloud said why above"),
+    ("queued", "WARNING: it does not match the quota project.\nERROR: no", 1, "gcloud said why above"),
     ("queued", "503 The service is currently unavailable.", 75, "not now"),
   ],
 )
@@ -159,6 +160,12 @@ def test_teardown_twice(cloud, settings):
   assert result.returncode == 0 and "nothing is left to delete" in result.stderr
   assert cloud.did().count("delete") == 1
   assert cloud.requests == cloud.nodes == {}
+
+
+def test_without_gcloud_nothing_is_called_absent(cloud):
+  (cloud.folder / "bin" / "gcloud").unlink()
+  result = cloud.call("teardown")
+  assert result.returncode == 1 and "gcloud is not on PATH" in result.stderr
 
 
 def test_an_unknown_state_is_not_guessed_at(cloud):
