@@ -6,8 +6,8 @@ usage() {
 launch.sh [--settings FILE] [--dry-run] run RECIPE.yaml... [OPTIONS]
 launch.sh [--settings FILE] [--dry-run] recover MODEL [OPTIONS]
 
-Starts that jaxchop command on every worker of every slice, detached, with $MOUNT/runs/RUN as its run folder: a folder of
-the bucket. Paths are those of this checkout, from its root, or under $MOUNT. Where the same command runs already,
+Starts that jaxchop command on every worker of every slice, detached, with $MOUNT/runs/RUN as its run folder: a
+folder of the bucket. Paths are those of this checkout, from its root, or under $MOUNT. Where the same command runs already,
 nothing happens; another one is refused.
 HELP
 }

@@ -152,12 +152,15 @@ pause() { [[ -n $DRY_RUN ]] || sleep "$1"; }
 # not_now: whether what stands in ERRORS will pass by itself. A lack of quota has the same code as a lack of capacity
 # and does not.
 not_now() {
-  ! lacks_quota && grep -qiE 'no more capacity|insufficient (reserved )?capacity|stockout|resource_?(pool_)?exhausted|not have enough resources|currently unavailable|\bunavailable\b|deadline.?exceeded|timed? ?out|connection|internal error|per minute|http 50[0-9]' "$ERRORS"
+  local capacity='no more capacity|insufficient (reserved )?capacity|stockout|resource_?(pool_)?exhausted|enough resources'
+  local network='\bunavailable\b|deadline.?exceeded|timed? ?out|connection|internal error|per minute|http 50[0-9]'
+  ! lacks_quota && grep -qiE "$capacity|$network" "$ERRORS"
 }
 
 # A quota of calls per minute is full again in a minute.
 lacks_quota() {
-  grep -qiE 'quota.*(exceed|exhaust|limit)|(exceed|insufficient|exhaust).*quota' "$ERRORS" && ! grep -qi 'per minute' "$ERRORS"
+  grep -qiE 'quota.*(exceed|exhaust|limit)|(exceed|insufficient|exhaust).*quota' "$ERRORS" &&
+    ! grep -qi 'per minute' "$ERRORS"
 }
 
 # end_with_gcloud WHAT: ends the script after a failed command, with 75 where trying again helps.
@@ -207,7 +210,8 @@ ready_in_dry_run() {
   ASSUMED+=$'\t'$OWNER
 }
 
-# look_at_tpu: sets TPU to absent, waiting, ready, lost or, for the patient, unknown, and WORDS to what was seen. Refuses what others created.
+# look_at_tpu: sets TPU to absent, waiting, ready, lost or, for the patient, unknown, and WORDS to what was
+# seen. Refuses what others created.
 look_at_tpu() {
   if [[ $KIND == vm ]]; then look_at_node "$NAME"; else look_at_request; fi
   WORDS="$NAME in $ZONE is ${STATE:-absent}${WHY:+ ($WHY)}"
@@ -275,12 +279,16 @@ delete_left_nodes() {
 # on_workers COMMAND...: runs it on every worker of every slice; fails where one of them cannot be reached or fails.
 on_workers() {
   run gcloud compute tpus "$GROUP" ssh "$NAME" "${WHERE[@]}" "${EVERYWHERE[@]}" "${SSH_WORDS[@]}" \
-    "--command=$(quoted "$@")"
+    "--command=$(quoted "$@")" && all_reached
 }
+
+# gcloud leaves out a slice that it cannot prepare for ssh, and calls that a success.
+all_reached() { ! grep -q 'Could not prepare' "$ERRORS"; }
 
 # to_workers FILE NAME: copies a file into the home folder of every worker.
 to_workers() {
-  run gcloud compute tpus "$GROUP" scp "$1" "$NAME:$2" "${WHERE[@]}" "${EVERYWHERE[@]}" "${SSH_WORDS[@]}"
+  run gcloud compute tpus "$GROUP" scp "$1" "$NAME:$2" "${WHERE[@]}" "${EVERYWHERE[@]}" "${SSH_WORDS[@]}" &&
+    all_reached
 }
 
 # need_ready: refuses to go on without a TPU that runs.

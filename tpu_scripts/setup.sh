@@ -16,7 +16,8 @@ need_ready
 # A worker that has just come up takes a while until it hears ssh.
 for attempt in 1 2 3 4 5; do
   to_workers "$HERE/worker.sh" "$WORKER" && break
-  ((attempt < 5)) || fail "$NAME does not answer ssh; are ssh and scp allowed in its network? SSH_FLAGS may help" "$LATER"
+  ((attempt < 5)) ||
+    fail "not every worker of $NAME answers ssh; is the key in your agent (ssh-add ~/.ssh/google_compute_engine)? SSH_FLAGS may help" "$LATER"
   pause 20
 done
 on_workers bash "$WORKER" setup "$BUCKET" || fail "a worker could not be set up; it said why above" "$LATER"

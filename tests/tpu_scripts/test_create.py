@@ -1,5 +1,7 @@
 """create.sh and teardown.sh: what they make of every state that a TPU may be in, and of what gcloud complains of."""
 
+import shutil
+
 import pytest
 
 QUOTA = (
@@ -163,7 +165,11 @@ def test_teardown_twice(cloud, settings):
 
 
 def test_without_gcloud_nothing_is_called_absent(cloud):
-  (cloud.folder / "bin" / "gcloud").unlink()
+  tools = cloud.folder / "tools"
+  tools.mkdir()
+  for name in ("bash", "basename", "dirname", "mktemp", "rm"):
+    (tools / name).symlink_to(shutil.which(name) or name)
+  cloud.environment["PATH"] = str(tools)
   result = cloud.call("teardown")
   assert result.returncode == 1 and "gcloud is not on PATH" in result.stderr
 

@@ -155,7 +155,15 @@ def test_setup_waits_for_ssh(cloud):
   without_errors(cloud.call("setup"))
   cloud.rule(" scp ", err="ssh: connect: Connection refused\n", times=9)
   result = cloud.call("setup")
-  assert result.returncode == 75 and "chop does not answer ssh" in result.stderr
+  assert result.returncode == 75 and "not every worker of chop answers ssh" in result.stderr
+
+
+def test_a_slice_that_gcloud_leaves_out_is_noticed(cloud):
+  cloud.configure(SLICES=2)
+  without_errors(cloud.call("create"))
+  cloud.rule(" ssh ", code=0, err="WARNING: Could not prepare all 2 nodes, attempting to ssh into the rest.\n")
+  result = cloud.call("launch", *COMMAND)
+  assert result.returncode == 75 and "was not started on every worker" in result.stderr
 
 
 @pytest.mark.parametrize(
