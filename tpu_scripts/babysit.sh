@@ -83,7 +83,7 @@ wait_for_end() {
         say "$WORDS; starting again"
         return "$LATER"
         ;;
-      waiting | unknown) continue ;;
+      waiting | unseen) continue ;;
     esac
     look_at_run
     case $RUNS in
@@ -112,16 +112,16 @@ wait_for_end() {
         pause "$POLL"
         look_at_tpu
         case $TPU in
-          absent | lost)
-            say "$WORDS; starting again"
-            return "$LATER"
+          ready)
+            script logs --all || true
+            finish "$CODE" "the run ended with exit code $CODE; its last lines are above"
             ;;
-          unknown) continue ;;
+          unseen) continue ;;
         esac
-        script logs --all || true
-        finish "$CODE" "the run ended with exit code $CODE; its last lines are above"
+        say "$WORDS; starting again"
+        return "$LATER"
         ;;
-      another) finish 1 "another command runs on $NAME; wait for it, or stop it with teardown.sh" ;;
+      another) leave_alone ;;
       *)
         say "the run was killed, or its machine has restarted; starting again"
         return "$LATER"
@@ -129,6 +129,9 @@ wait_for_end() {
     esac
   done
 }
+
+# leave_alone: ends without the teardown that was asked for: what runs there is not what this was called for.
+leave_alone() { fail "another command runs on $NAME; wait for it, or stop it with teardown.sh"; }
 
 # round: one start and what became of it; returns 0 or 75, or ends with an exit code. LACKING is set for want of a TPU.
 round() {
@@ -140,7 +143,11 @@ round() {
     LACKING=1
     return "$LATER"
   fi
-  ((code == 0)) || exit "$code"
+  if ((code != 0)); then
+    # Of a creation that failed something may be left.
+    [[ -z $TEARDOWN ]] || script teardown || true
+    exit "$code"
+  fi
   ready_in_dry_run
   script setup || return "$LATER"
   DRY_STATUS="jaxchop-status worker idle - -"
@@ -150,7 +157,7 @@ round() {
       LAUNCHED=$SECONDS
       say "$RUN runs already on $NAME; waiting for it"
       ;;
-    another) finish 1 "another command runs on $NAME; wait for it, or stop it with teardown.sh" ;;
+    another) leave_alone ;;
     *)
       if [[ $RUNS == ended && $CODE == 0 ]]; then return 0; fi
       for step in sync launch; do
@@ -183,7 +190,6 @@ SUM=$(printf '%s\0' "${COMMAND[@]}" | cksum)
 SUM=${SUM%% *}
 PATIENT=1
 trap 'say "babysit.sh: ended; the run and the TPU go on, and the same command again takes over"; exit 130' INT
-trap 'exit 143' TERM
 ANSWERS=1
 short=0
 rest=$POLL

@@ -48,7 +48,8 @@ create() {
   fi
   [[ $TIER != spot ]] || flags+=(--spot)
   say "creating $NAME in $ZONE: $SLICES × $TYPE, $TIER"
-  if ! run gcloud compute tpus "$GROUP" create "$NAME" "${WHERE[@]}" "${flags[@]}" "${CREATE_WORDS[@]}"; then
+  # Of a flag given twice the last counts, and without our label nobody would delete it.
+  if ! run gcloud compute tpus "$GROUP" create "$NAME" "${WHERE[@]}" "${CREATE_WORDS[@]}" "${flags[@]}"; then
     local complaint
     complaint=$(<"$ERRORS")
     look_at_tpu

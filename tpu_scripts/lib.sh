@@ -136,13 +136,14 @@ quoted() {
   printf '%s' "${words% }"
 }
 
-# run COMMAND...: runs it, or prints it in a dry run. What it complains of is shown and kept in ERRORS.
+# run COMMAND...: runs it, or prints it in a dry run. What it complains of is shown and kept in ERRORS. It hears nothing:
+# an ssh that listens would stop a script that was sent to the background.
 run() {
   if [[ -n $DRY_RUN ]]; then
     quoted "$@" >&3
     echo >&3
   else
-    { "$@" 2>&1 >&4 4>&- | tee "$ERRORS" >&2; } 4>&1
+    { "$@" </dev/null 2>&1 >&4 4>&- | tee "$ERRORS" >&2; } 4>&1
   fi
 }
 
@@ -175,6 +176,11 @@ end_with_gcloud() {
 
 # Set where a look that fails for the moment is no reason to end.
 PATIENT=''
+# not_found NAME: whether ERRORS say that this resource does not exist; that a project or zone does not is another matter.
+not_found() {
+  grep -iE 'not.?found' "$ERRORS" | grep -qE "(^|[^[:alnum:]-])$1([^[:alnum:]-]|\$)"
+}
+
 # look_at GROUP NAME FORMAT: reads STATE, LABEL and WHY of a resource; STATE is empty where there is none.
 look_at() {
   local said=''
@@ -184,10 +190,10 @@ look_at() {
     run "${command[@]}"
     said=$ASSUMED
   elif ! said=$("${command[@]}" 2>"$ERRORS"); then
-    grep -qiE 'not.?found' "$ERRORS" && return
+    not_found "$2" && return
     cat "$ERRORS" >&2
     if [[ -n $PATIENT ]] && not_now; then
-      STATE=UNKNOWN LABEL=$OWNER
+      STATE=UNSEEN LABEL=$OWNER
       return
     fi
     end_with_gcloud "$2 cannot be looked at"
@@ -210,8 +216,8 @@ ready_in_dry_run() {
   ASSUMED+=$'\t'$OWNER
 }
 
-# look_at_tpu: sets TPU to absent, waiting, ready, lost or, for the patient, unknown, and WORDS to what was
-# seen. Refuses what others created.
+# look_at_tpu: sets TPU to absent, waiting, ready, lost or, for the patient, unseen, and WORDS to what was seen. Refuses
+# what others created. The states are those of the API's version 2.
 look_at_tpu() {
   if [[ $KIND == vm ]]; then look_at_node "$NAME"; else look_at_request; fi
   WORDS="$NAME in $ZONE is ${STATE:-absent}${WHY:+ ($WHY)}"
@@ -225,8 +231,9 @@ look_at_tpu() {
     ACTIVE) look_at_nodes ;;
     CREATING | STARTING | RESTARTING | REPAIRING | REIMAGING | STOPPING | HIDING | UNHIDING | DELETING | SUSPENDING | \
       ACCEPTED | PROVISIONING | WAITING_FOR_RESOURCES) TPU=waiting ;;
-    PREEMPTED | TERMINATED | STOPPED | HIDDEN | FAILED | SUSPENDED) TPU=lost ;;
-    UNKNOWN) TPU=unknown ;;
+    # UNKNOWN is what a repair that failed leaves.
+    PREEMPTED | TERMINATED | STOPPED | HIDDEN | FAILED | SUSPENDED | UNKNOWN) TPU=lost ;;
+    UNSEEN) TPU=unseen ;;
     *) fail "$WORDS, a state that these scripts do not know; look at it in the console" ;;
   esac
 }
@@ -242,7 +249,7 @@ look_at_nodes() {
     case $STATE in
       READY) continue ;;
       CREATING | STARTING | RESTARTING | REPAIRING | REIMAGING) [[ $TPU == lost ]] || TPU=waiting ;;
-      UNKNOWN) [[ $TPU == lost ]] || TPU=unknown ;;
+      UNSEEN) [[ $TPU == lost ]] || TPU=unseen ;;
       *) TPU=lost ;;
     esac
     WORDS="$node of $NAME in $ZONE is ${STATE:-absent}${WHY:+ ($WHY)}"
@@ -258,7 +265,7 @@ refuse_strangers() {
 delete_tpu() {
   local force=()
   [[ $KIND == vm ]] || force=(--force)
-  run gcloud compute tpus "$GROUP" delete "$NAME" "${WHERE[@]}" "${force[@]}" ||
+  run gcloud compute tpus "$GROUP" delete "$NAME" "${WHERE[@]}" "${force[@]}" || not_found "$NAME" ||
     end_with_gcloud "$NAME could not be deleted"
   ASSUMED=''
   [[ $KIND == vm ]] || delete_left_nodes
@@ -271,7 +278,8 @@ delete_left_nodes() {
     look_at_node "$node"
     if [[ -n $STATE ]]; then
       refuse_strangers "$node"
-      run gcloud compute tpus tpu-vm delete "$node" "${WHERE[@]}" || end_with_gcloud "$node could not be deleted"
+      run gcloud compute tpus tpu-vm delete "$node" "${WHERE[@]}" || not_found "$node" ||
+        end_with_gcloud "$node could not be deleted"
     fi
   done
 }

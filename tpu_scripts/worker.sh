@@ -41,7 +41,8 @@ runs() { [[ $(state_of "$RUN_UNIT") =~ ^(active|activating|deactivating|reloadin
 
 setup() {
   mkdir -p "$STATE"
-  command -v gcsfuse >/dev/null || install_gcsfuse
+  # An older one, which a machine may come with, does not know all flags.
+  [[ $(gcsfuse --help 2>/dev/null) == *--enable-streaming-writes* ]] || install_gcsfuse
   mount_bucket "$1"
   install_python
 }
@@ -61,6 +62,8 @@ mount_bucket() {
     [[ $(<"$STATE/bucket") == "$1" ]] || fail "gs://$(<"$STATE/bucket") is mounted, not gs://$1; tear the TPU down first"
     return
   fi
+  # What a gcsfuse that has died leaves can be neither used nor mounted over.
+  sudo umount --lazy "$MOUNT" 2>/dev/null || true
   sudo mkdir -p "$MOUNT"
   sudo chown "$(id -u):$(id -g)" "$MOUNT"
   printf '%s' "$1" >"$STATE/bucket"
@@ -89,7 +92,7 @@ install() {
   sum=$(cksum <"$1")
   [[ ! -f $STATE/code || $(<"$STATE/code") != "$sum" ]] || return 0
   ! runs || fail "jaxchop is running; its code is not replaced under it"
-  rm -rf "$CODE.new" "$CODE.old"
+  rm -rf "$CODE.new" "$CODE.old" "$STATE/code"
   mkdir "$CODE.new"
   tar --extract --gzip --file="$1" --directory="$CODE.new"
   [[ ! -e $CODE ]] || mv "$CODE" "$CODE.old"
@@ -109,9 +112,11 @@ start() {
   rm -f "$STATE/exit"
   printf '%s\0' "$@" >"$STATE/command"
   # The command travels in that file: systemd would take the dollar and percent signs in it for its own. SIGTERM goes to
-  # the first process alone, which hands it to jaxchop, not to the processes that read its data.
+  # the first process alone, which hands it to jaxchop, not to the processes that read its data. A TPU's driver locks
+  # memory, of which a service has little by default.
   sudo systemd-run --quiet --collect --unit="$RUN_UNIT" --uid="$(id -u)" --gid="$(id -g)" --working-directory="$CODE" \
     --property=After="$BUCKET_UNIT.service" --property=KillMode=mixed --property=TimeoutStopSec=300 \
+    --property=LimitMEMLOCK=infinity --property=LimitNOFILE=1048576 \
     bash "$SELF" service
 }
 

@@ -75,6 +75,18 @@ def test_a_failure_because_a_slice_was_lost_is_a_preemption(cloud):
   assert cloud.launches == 2
 
 
+def test_a_failure_on_a_machine_that_is_repaired_is_launched_again(cloud):
+  cloud.configure(KIND="vm")
+  cloud.ends(1, 0)
+  states = ["REPAIRING", "REPAIRING", "READY"]
+  # The workers have ended before the machine is called ill.
+  ended = "".join(f"jaxchop-status w{i} ended 1 {checksum(TOLD)}\n" for i in range(2))
+  cloud.rule(STATUS, after=1, out=ended, becomes={"nodes": {"chop": {"state": states}}})
+  result = cloud.call("babysit", *COMMAND)
+  assert result.returncode == 0, result.stderr
+  assert cloud.did() == [*ONCE, *ONCE[1:]]
+
+
 def test_end_to_end_on_workers_of_this_machine(cloud):
   cloud.real_workers = True
   cloud.ends("hang", 75, 0)
@@ -96,11 +108,12 @@ def test_waits_for_capacity_with_longer_and_longer_pauses(cloud):
   assert naps[:8] == ["30", "60", "120", "240", "480", "900", "900", "900"]
 
 
-def test_a_lack_of_quota_ends_it(cloud):
-  cloud.rule(" create ", err="ERROR: Quota limit 'TPUS' has been exceeded.\n")
-  result = cloud.call("babysit", *COMMAND)
+def test_a_lack_of_quota_ends_it_and_what_is_left_of_it(cloud):
+  left = {"requests": {"chop": {"state": "FAILED", "owner": "me"}}}
+  cloud.rule(" create ", err="ERROR: Quota limit 'TPUS' has been exceeded.\n", becomes=left)
+  result = cloud.call("babysit", "--teardown", *COMMAND)
   assert result.returncode == 1 and "the quota of my-project" in result.stderr
-  assert cloud.did() == ["create"]
+  assert cloud.did() == ["create", "delete"] and not cloud.requests
 
 
 def test_half_created_slices_are_created_anew(cloud):
@@ -169,7 +182,7 @@ def started(cloud):
   return process
 
 
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
 def test_killed_and_started_anew_it_takes_over(cloud, number):
   cloud.ends("hang", 0)
   process = started(cloud)
@@ -203,8 +216,9 @@ def test_another_command_is_neither_disturbed_nor_waited_for(cloud):
   process = started(cloud)
   process.kill()
   process.communicate(timeout=60)
-  result = cloud.call("babysit", *COMMAND, "--recover.steps", "9")
+  result = cloud.call("babysit", "--teardown", *COMMAND, "--recover.steps", "9")
   assert result.returncode == 1 and "another command runs on chop" in result.stderr
+  assert "delete" not in cloud.did()
   result = cloud.call("launch", *COMMAND, "--recover.steps", "9")
   assert result.returncode == 75 and "another command runs here" in result.stderr
   result = cloud.call("sync")

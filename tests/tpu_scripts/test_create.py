@@ -20,8 +20,8 @@ STOCKOUT = 'There is no more capacity in the zone "us-west4-a"; you can try in a
     ({"KIND": "vm"}, {"--version=v2-alpha-tpuv5-lite", "--spot"}),
     ({"KIND": "vm", "TIER": "on-demand"}, {"--version=v2-alpha-tpuv5-lite"}),
     (
-      {"CREATE_FLAGS": "--network=n;x --reserved"},
-      {"--node-id=chop", VERSION, "--network=n;x", "--reserved", "--spot"},
+      {"CREATE_FLAGS": "--network=n;x --labels=team=x"},
+      {"--node-id=chop", VERSION, "--network=n;x", "--labels=team=x", "--spot"},
     ),
   ],
 )
@@ -35,6 +35,8 @@ def test_asks_for_what_the_settings_say(cloud, settings, flags):
   always = {"--project=my-project", "--zone=us-west4-a", "--quiet", "--accelerator-type=v5litepod-16"}
   always |= {"--labels=jaxchop_owner=me", "--scopes=https://www.googleapis.com/auth/cloud-platform"}
   assert set(create[5:]) == always | flags
+  # The last one counts.
+  assert [flag for flag in create if flag.startswith("--labels")][-1] == "--labels=jaxchop_owner=me"
 
 
 def test_waits_in_the_queue_and_tells_each_state_once(cloud):
@@ -54,16 +56,16 @@ def test_goes_on_waiting_for_an_earlier_request(cloud, state):
   assert cloud.did() == []
 
 
-@pytest.mark.parametrize("state", ["FAILED", "SUSPENDED"])
-def test_replaces_a_request_that_is_lost(cloud, state):
-  cloud.requests["chop"] = {"state": state, "owner": "me", "why": "for reasons"}
+@pytest.mark.parametrize("states", [["FAILED"], ["SUSPENDED"], ["SUSPENDING", "SUSPENDED"]])
+def test_replaces_a_request_that_is_lost(cloud, states):
+  cloud.requests["chop"] = {"state": states, "owner": "me", "why": "for reasons"}
   result = cloud.call("create")
   assert result.returncode == 0, result.stderr
-  assert f"chop in us-west4-a is {state} (for reasons); deleting it" in result.stderr
+  assert f"chop in us-west4-a is {states[-1]} (for reasons); deleting it" in result.stderr
   assert cloud.did() == ["delete", "create"]
 
 
-@pytest.mark.parametrize("state", ["PREEMPTED", "TERMINATED", "STOPPED"])
+@pytest.mark.parametrize("state", ["PREEMPTED", "TERMINATED", "STOPPED", "UNKNOWN"])
 def test_replaces_a_node_that_is_lost(cloud, state):
   cloud.configure(KIND="vm")
   cloud.nodes["chop"] = {"state": state, "owner": "me"}
@@ -162,6 +164,20 @@ def test_teardown_twice(cloud, settings):
   assert result.returncode == 0 and "nothing is left to delete" in result.stderr
   assert cloud.did().count("delete") == 1
   assert cloud.requests == cloud.nodes == {}
+
+
+def test_a_project_that_does_not_exist_is_no_absent_tpu(cloud):
+  cloud.rule(" describe chop ", err="ERROR: NOT_FOUND: Project 'my-project' not found or deleted.\n")
+  result = cloud.call("teardown")
+  assert result.returncode == 1 and "chop cannot be looked at" in result.stderr
+
+
+def test_what_vanishes_before_it_is_deleted_is_deleted(cloud):
+  cloud.configure(KIND="vm")
+  cloud.nodes["chop"] = {"state": "PREEMPTED", "owner": "me"}
+  cloud.rule(" delete ", becomes={"nodes": {"chop": None}})
+  result = cloud.call("teardown")
+  assert result.returncode == 0 and "chop in us-west4-a is deleted" in result.stderr
 
 
 def test_without_gcloud_nothing_is_called_absent(cloud):

@@ -68,7 +68,8 @@ def test_a_bucket_that_cannot_be_mounted_is_told_of(worker):
   assert "journal: 403 forbidden" in err and "gs://forbidden was not mounted; may the TPU's service account" in err
 
 
-def test_gcsfuse_is_installed_where_it_is_absent(worker):
+@pytest.mark.parametrize("old", [False, True])
+def test_gcsfuse_is_installed_where_it_is_absent_or_old(worker, old):
   for name in ("curl", "lsb_release", "apt-get"):
     worker.cloud.tool(name, f'#!/bin/sh\necho {name} "$@" >>"$HOME/noted"\necho jammy\n')
   stand_ins = worker.cloud.folder / "less"
@@ -76,6 +77,8 @@ def test_gcsfuse_is_installed_where_it_is_absent(worker):
   for path in (ROOT / "tests" / "tpu_scripts" / "stand_ins").iterdir():
     if path.name != "gcsfuse":
       (stand_ins / path.name).symlink_to(path)
+  if old:
+    worker.cloud.tool("gcsfuse", "#!/bin/sh\necho --foreground: …\n")
   # The first folder on PATH is the one of all stand-ins.
   process = worker.cloud.on_worker(worker.home, f"PATH={stand_ins}:${{PATH#*:}} bash jaxchop-worker.sh setup b")
   process.communicate(timeout=60)
@@ -106,7 +109,8 @@ def test_the_run_is_a_service_that_outlives_ssh_and_ends_before_the_bucket(worke
   worker.cloud.ends("hang")
   worker.done("start", *COMMAND)
   options = set((worker.home / "units" / "options").read_text().splitlines())
-  assert {"--property=After=jaxchop-bucket.service", "--property=KillMode=mixed", "--collect"} <= options
+  needed = {"After=jaxchop-bucket.service", "KillMode=mixed", "LimitMEMLOCK=infinity"}
+  assert {"--collect", *(f"--property={words}" for words in needed)} <= options
   assert worker.waits("running") == ["-", checksum(COMMAND)]
   # The same again changes nothing; another one, and other code, are refused.
   worker.done("start", *COMMAND)
