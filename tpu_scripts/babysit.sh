@@ -9,7 +9,8 @@ babysit.sh [--settings FILE] [--dry-run] [--teardown] recover MODEL [OPTIONS]
 Creates the TPU, sets it up, brings the code, launches, and waits. When the TPU was preempted, or the run ended with 75,
 it does so again; the run goes on from its newest checkpoint in the bucket. Ends with 0 when the run is done, else with
 the run's exit code and its last lines. Without capacity it goes on trying; after five starts in a row that did not last
-ten minutes it gives up. --teardown deletes the TPU at the end.
+ten minutes it gives up. A TPU whose workers cannot be reached from here for a quarter of an hour is replaced.
+--teardown deletes the TPU at the end.
 
 It may be killed at any moment: the run goes on, and the same command again takes over from there.
 HELP
@@ -17,9 +18,10 @@ HELP
 
 source "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
 POLL=30
-# Polls without an answer of all workers after which a TPU that is called ready is given up; also those that a worker
-# may run on after another one has ended.
+# Polls, and seconds, without an answer of all workers after which a TPU that is called ready is given up; also those that
+# a worker may run on after another one has ended.
 PATIENCE=20
+DEAF=900
 # Starts in a row that may fail within SHORT seconds.
 STARTS=5
 SHORT=600
@@ -74,7 +76,7 @@ look_at_run() {
 
 # wait_for_end: returns 0 when the run is done, 75 when it is to be started again; else ends with its code.
 wait_for_end() {
-  local silent=0
+  local silent=0 heard=$SECONDS
   while true; do
     pause "$POLL"
     look_at_tpu
@@ -83,18 +85,21 @@ wait_for_end() {
         say "$WORDS; starting again"
         return "$LATER"
         ;;
-      waiting | unseen) continue ;;
+      waiting | unseen)
+        silent=0 heard=$SECONDS
+        continue
+        ;;
     esac
     look_at_run
     case $RUNS in
-      running) silent=0 ;;
+      running) silent=0 heard=$SECONDS ;;
       unreachable | partly)
         silent=$((silent + 1))
-        ((silent >= PATIENCE)) || continue
+        ((silent >= PATIENCE || SECONDS - heard >= DEAF)) || continue
         if [[ $RUNS == partly ]]; then
           say "some workers have ended and others run on; stopping these"
           on_workers bash "$WORKER" stop || true
-          silent=0
+          silent=0 heard=$SECONDS
         else
           cat "$ERRORS" >&2
           say "$NAME is called ready and its workers do not answer; starting again on another one"

@@ -22,6 +22,9 @@ ROOT=${HERE%/*}
 WORKER=jaxchop-worker.sh
 ARCHIVE=jaxchop-code.tar.gz
 
+# For ssh: a worker that is gone is not waited for by the hour.
+LIMITS=(-oConnectTimeout=30 -oServerAliveInterval=30 -oServerAliveCountMax=4)
+
 SETTINGS=tpu.settings
 DRY_RUN=
 ARGS=()
@@ -285,9 +288,14 @@ delete_left_nodes() {
 }
 
 # on_workers COMMAND...: runs it on every worker of every slice; fails where one of them cannot be reached or fails.
-on_workers() {
-  run gcloud compute tpus "$GROUP" ssh "$NAME" "${WHERE[@]}" "${EVERYWHERE[@]}" "${SSH_WORDS[@]}" \
-    "--command=$(quoted "$@")" && all_reached
+on_workers() { on_some "${EVERYWHERE[*]}" "$@" && all_reached; }
+
+# on_some FLAGS COMMAND...: runs it on the workers that these flags choose.
+on_some() {
+  local chosen
+  read -ra chosen <<<"$1"
+  run gcloud compute tpus "$GROUP" ssh "$NAME" "${WHERE[@]}" "${chosen[@]}" "${LIMITS[@]/#/--ssh-flag=}" \
+    "${SSH_WORDS[@]}" "--command=$(quoted "${@:2}")"
 }
 
 # gcloud leaves out a slice that it cannot prepare for ssh, and calls that a success.
@@ -295,8 +303,8 @@ all_reached() { ! grep -q 'Could not prepare' "$ERRORS"; }
 
 # to_workers FILE NAME: copies a file into the home folder of every worker.
 to_workers() {
-  run gcloud compute tpus "$GROUP" scp "$1" "$NAME:$2" "${WHERE[@]}" "${EVERYWHERE[@]}" "${SSH_WORDS[@]}" &&
-    all_reached
+  run gcloud compute tpus "$GROUP" scp "$1" "$NAME:$2" "${WHERE[@]}" "${EVERYWHERE[@]}" \
+    "${LIMITS[@]/#/--scp-flag=}" "${SSH_WORDS[@]}" && all_reached
 }
 
 # need_ready: refuses to go on without a TPU that runs.

@@ -18,6 +18,5 @@ need_ready
 if [[ -n $ALL ]]; then
   on_workers bash "$WORKER" log || fail "not every worker answered"
 else
-  run gcloud compute tpus "$GROUP" ssh "$NAME" "${WHERE[@]}" "${FIRST[@]}" "${SSH_WORDS[@]}" \
-    "--command=$(quoted bash "$WORKER" follow)" || fail "the log cannot be followed; is $NAME set up and launched?"
+  on_some "${FIRST[*]}" bash "$WORKER" follow || fail "the log cannot be followed; is $NAME set up and launched?"
 fi

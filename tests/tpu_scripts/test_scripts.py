@@ -75,7 +75,7 @@ def test_the_example_of_settings_is_sound(cloud):
   ("script", "settings"),
   [(script, {}) for script in SCRIPTS if script != "xpk"]
   + [(script, {"KIND": "vm"}) for script in ("teardown", "babysit")]
-  + [(script, {"SLICES": 3, "SSH_FLAGS": "--ssh-flag=-v --internal-ip"}) for script in ("create",)],
+  + [(script, {"SLICES": 3, "SSH_FLAGS": "--internal-ip"}) for script in ("create", "sync", "logs")],
 )
 def test_a_dry_run_prints_what_a_shell_runs_alike(cloud, script, settings):
   cloud.configure(**settings)
