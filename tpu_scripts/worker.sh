@@ -80,11 +80,12 @@ mount_bucket() {
   fail "gs://$1 was not mounted; may the TPU's service account write there (roles/storage.objectUser)?"
 }
 
-# The system's Python is older than jaxchop needs.
+# The system's Python is older than jaxchop needs. pip, which uv leaves out, is what jaxchop fetches its built-in model by.
 install_python() {
-  [[ ! -x $VENV/bin/python ]] || return 0
+  [[ ! -x $VENV/bin/pip ]] || return 0
   command -v uv >/dev/null || python3 -m pip install --quiet --user uv
-  uv venv --quiet --python 3.12 "$VENV"
+  rm -rf "$VENV"
+  uv venv --quiet --seed --python 3.12 "$VENV"
 }
 
 install() {
