@@ -124,6 +124,17 @@ def test_the_run_is_a_service_that_outlives_ssh_and_ends_before_the_bucket(worke
   assert code == 1 and "its code is not replaced under it" in err
 
 
+def test_code_of_which_the_installation_failed_is_not_taken_for_the_one_before(worker):
+  worker.prepared()
+  before = (worker.home / "uv").read_text()
+  first = (worker.home / "code.tar.gz").read_bytes()
+  (worker.home / "code.tar.gz").write_bytes(b"broken")
+  assert worker("install", "code.tar.gz")[0] != 0
+  (worker.home / "code.tar.gz").write_bytes(first)
+  worker.done("install", "code.tar.gz")
+  assert len((worker.home / "uv").read_text().splitlines()) == len(before.splitlines()) + 1
+
+
 def test_stop_lets_it_save_and_keeps_its_exit_code(worker):
   worker.prepared()
   worker.cloud.ends("hang")

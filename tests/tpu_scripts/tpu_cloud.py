@@ -31,8 +31,9 @@ SETTINGS = {
   "BUCKET": "my-bucket",
   "RUN": "my-run",
 }
-# Sends its arguments, and prints what lies in the two files that it is told of.
+# Sends its arguments, and prints what lies in the two files that it is told of. As ssh does, it takes what it can hear.
 GCLOUD = """#!/usr/bin/env bash
+[[ $4 != ssh ]] || cat >/dev/null
 exec 9<>/dev/tcp/127.0.0.1/PORT
 printf '%s\\0' "$#" "$PWD" "$@" >&9
 read -r code reply <&9
@@ -118,7 +119,9 @@ class Cloud:
 
   def start(self, command: list[str]) -> subprocess.Popen[str]:
     pipe = subprocess.PIPE
-    return subprocess.Popen(command, cwd=self.folder, env=self.environment, stdout=pipe, stderr=pipe, text=True)
+    return subprocess.Popen(
+      command, cwd=self.folder, env=self.environment, stdin=pipe, stdout=pipe, stderr=pipe, text=True
+    )
 
   def did(self) -> list[str]:
     """What was asked of gcloud, but for looking: "create", "delete", and of the workers "setup", "start", …"""
