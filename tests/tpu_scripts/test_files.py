@@ -2,6 +2,7 @@
 
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -10,6 +11,8 @@ from pathlib import Path
 import pytest
 import yaml
 from conftest import ROOT
+
+from jaxchop.cli import parser
 
 FOLDER = ROOT / "tpu_scripts"
 # Of the environment that the tests run in, also where that is not on PATH.
@@ -44,6 +47,20 @@ def test_the_task_of_skypilot_says_what_its_documentation_knows():
     subprocess.run(["bash", "-n", "-c", task[script]], check=True)
   recipe = re.search(r"jaxchop run (\S+)", task["run"])
   assert recipe and (ROOT / recipe[1]).exists()
+
+
+@pytest.mark.parametrize("path", ["docs/tpu.md", "tpu_scripts/sky.yaml"])
+def test_what_is_shown_is_what_jaxchop_takes(path, monkeypatch):
+  monkeypatch.chdir(ROOT)
+  lines = (ROOT / path).read_text().replace("\\\n", " ").splitlines()
+  shown = [line for line in lines if re.search(r"(\.sh|/jaxchop) (--\w+ )?run configs/", line)]
+  assert shown
+  for line in shown:
+    recipe, *options = shlex.split(line[line.index("configs/") :], comments=True)
+    options = [word for word in options if word != "--out" and "$RUN" not in word]
+    recover = parser().parse_args(["run", "--config", recipe, *options]).run.recover
+    # The chips of the type that settings.example and sky.yaml name.
+    assert recover.steps and recover.batch_size // recover.accumulate % 16 == 0
 
 
 def test_the_container_copies_what_there_is():
