@@ -5,8 +5,8 @@ and 0.5e-4 with the other, where torch's own float32 is 0.5e-4 away. The exact o
 much wider than it is high, which is why logits lie with the vocabulary first (model/loss.py).
 
 Several CPU devices in one process need an option of their own, or their collectives may wait for each other for ever.
-The two do not go together: XLA then compiles a sharded SmolLM2 of 20 layers and more to wrong numbers (a loss of 41,000
-for 29,000). So a program under a mesh has the default library there.
+Nor is the exact library for them: some sharded programs come out of it with wrong numbers (of SmolLM2 a loss of 41,000
+for 29,000, from 20 layers on), so under a mesh a CPU has the default one. That knows not every product of bfloat16.
 A GPU sums up in whatever order its threads come, unless it is told not to.
 """
 
@@ -29,13 +29,15 @@ _DETERMINED = {"xla_gpu_exclude_nondeterministic_ops": True}
 def compiler_options(*, deterministic: bool = False) -> dict[str, str | bool]:
   """Returns what `jax.jit(function, compiler_options=…)` takes on this process's devices, under the mesh that is set.
 
-  That is, on a CPU exact float32 products, or collectives in one order where a mesh has several devices of one process;
-  on a GPU, if asked for, results that are the same each time. Empty where there is nothing to say, or to a compiler
-  that has no such choice.
+  That is, on a CPU exact float32 products without a mesh, and under one collectives in one order where it has several
+  devices of this process; on a GPU, if asked for, results that are the same each time. Empty where there is nothing to
+  say, or to a compiler that has no such choice.
   """
   wanted: dict[str, str | bool] = {}
-  if jax.default_backend() == "cpu":
-    wanted = {**(_ORDERED if _several() else _EXACT)}
+  if jax.default_backend() == "cpu" and jax.sharding.get_abstract_mesh().empty:
+    wanted = {**_EXACT}
+  elif jax.default_backend() == "cpu" and jax.local_device_count() > 1:
+    wanted = {**_ORDERED}
   elif jax.default_backend() == "gpu" and deterministic:
     wanted = {**_DETERMINED}
   return {name: value for name, value in wanted.items() if _known(name, value)}
@@ -46,11 +48,6 @@ def product_library() -> str:
   if jax.default_backend() != "cpu":
     return f"XLA for {jax.default_backend().upper()}"
   return "XLA's more exact library" if compiler_options().keys() & _EXACT.keys() else "XLA's default library"
-
-
-def _several() -> bool:
-  """Returns whether the mesh that is set has several devices of this process."""
-  return jax.local_device_count() > 1 and not jax.sharding.get_abstract_mesh().empty
 
 
 @functools.cache

@@ -4,9 +4,11 @@ One forward pass serves every activation criterion and the baseline, one more wi
 Shapes: N calibration windows, B windows at once, T tokens, L layers, R resamplings.
 """
 
+import contextlib
 import dataclasses
 import functools
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -60,9 +62,6 @@ class Scores:
     return self.criteria[name]
 
 
-_ALL = PartitionSpec()
-
-
 def score(
   model: Llama,
   ids_NT: np.ndarray,
@@ -83,15 +82,16 @@ def score(
   raw = _Statistics(model, ids_NT, real_NT, settings, journal)
   forward = any(DEFINITIONS[name].family == "activations" for name in criteria)
   scores = Scores(criteria={})
-  for name in criteria:
-    found = scores.criteria | {name: _scored(name, DEFINITIONS[name], raw)}
-    scores = Scores(criteria=found, baseline=scores.baseline)
-    if scores.baseline is None and DEFINITIONS[name].family in ("activations", "loss"):
-      nll_N = raw.passed["nll"] if forward else raw.whole
-      interval = intervals((draws(len(nll_N)) @ nll_N)[:, None])[0]
-      scores = Scores(criteria=found, baseline=(float(nll_N.mean()), interval))
-    if done is not None:
-      done(scores)
+  with _on_devices():
+    for name in criteria:
+      found = scores.criteria | {name: _scored(name, DEFINITIONS[name], raw)}
+      scores = Scores(criteria=found, baseline=scores.baseline)
+      if scores.baseline is None and DEFINITIONS[name].family in ("activations", "loss"):
+        nll_N = raw.passed["nll"] if forward else raw.whole
+        interval = intervals((draws(len(nll_N)) @ nll_N)[:, None])[0]
+        scores = Scores(criteria=found, baseline=(float(nll_N.mean()), interval))
+      if done is not None:
+        done(scores)
   return scores
 
 
@@ -265,15 +265,26 @@ class _Statistics:
     return batches
 
 
+def _on_devices() -> contextlib.AbstractContextManager[Any]:
+  """Sets the mesh of this process's devices, by which programs know that they are spread over several."""
+  mesh = _mesh()
+  return contextlib.nullcontext() if mesh is None else jax.set_mesh(mesh)
+
+
+def _mesh() -> Mesh | None:
+  devices = jax.local_devices()
+  return Mesh(np.array(devices), ("data",)) if len(devices) > 1 else None
+
+
 def _everywhere(model: Llama) -> Llama:
   """Returns the model on every device of this process."""
-  devices = jax.local_devices()
-  return model if len(devices) == 1 else jax.device_put(model, NamedSharding(Mesh(np.array(devices), ("data",)), _ALL))
+  mesh = _mesh()
+  return model if mesh is None else jax.device_put(model, NamedSharding(mesh, PartitionSpec()))
 
 
 def _spread(rows_BT: np.ndarray) -> jax.Array:
   """Returns the rows on the devices of this process, a share on each where they divide evenly."""
-  devices = jax.local_devices()
-  if len(devices) == 1 or len(rows_BT) % len(devices):
+  mesh = _mesh()
+  if mesh is None or len(rows_BT) % mesh.size:
     return jnp.asarray(rows_BT)
-  return jax.device_put(rows_BT, NamedSharding(Mesh(np.array(devices), ("data",)), PartitionSpec("data")))
+  return jax.device_put(rows_BT, NamedSharding(mesh, PartitionSpec("data")))

@@ -6,9 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from tpu_cloud import NASTY, Cloud
-
-ROOT = Path(__file__).parents[2]
+from tpu_cloud import NASTY, ROOT, Cloud
 
 
 @pytest.fixture(scope="session")

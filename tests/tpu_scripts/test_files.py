@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from conftest import ROOT
+from tpu_cloud import ROOT
 
 from jaxchop.cli import parser
 

@@ -4,8 +4,7 @@ import tarfile
 import time
 
 import pytest
-from conftest import ROOT
-from tpu_cloud import NASTY
+from tpu_cloud import NASTY, ROOT
 
 SCRIPTS = sorted(path.stem for path in (ROOT / "tpu_scripts").glob("*.sh") if path.stem not in ("lib", "worker"))
 MOUNT = "/mnt/jaxchop"

@@ -5,8 +5,7 @@ import shutil
 import time
 
 import pytest
-from conftest import ROOT
-from tpu_cloud import NASTY, checksum
+from tpu_cloud import NASTY, ROOT, checksum
 
 OUT = "/mnt/jaxchop/runs/my-run"
 COMMAND = ["run", NASTY, "--text", "two\nlines", "--out", OUT]

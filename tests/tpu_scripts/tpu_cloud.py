@@ -18,6 +18,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+ROOT = Path(__file__).parents[2]
 STAND_INS = Path(__file__).parent / "stand_ins"
 # A recipe, and with it a checkout, may be called anything.
 NASTY = 'it\'s a "nasty" $(touch pwned) `touch pwned`; *\\ & name'
