@@ -117,8 +117,8 @@ class _Draw(NamedTuple):
   """What decides, beside the logits, which tokens come and which of them is a row's last."""
 
   key: jax.Array
-  eos_E: np.ndarray
-  streams_B: Any
+  eos: np.ndarray
+  streams: Any
 
 
 def _written(
@@ -147,13 +147,13 @@ def _written(
 
 def _emitted(state: _State, logits_BV: jax.Array, cache: Cache, draw: _Draw, sampling: Sampling) -> _State:
   """Returns the state with one more token a row."""
-  keys_B = jax.vmap(jax.random.fold_in, (None, 0))(draw.key, draw.streams_B)
+  keys_B = jax.vmap(jax.random.fold_in, (None, 0))(draw.key, draw.streams)
   token_B = choose(logits_BV, jax.vmap(jax.random.fold_in, (0, None))(keys_B, state.step), sampling)
   return _State(
     step=state.step + 1,
     tokens=jax.lax.dynamic_update_slice_in_dim(state.tokens, token_B[:, None], state.step, axis=1),
     counts=state.counts + ~state.done,
-    done=state.done | jnp.isin(token_B, draw.eos_E),
+    done=state.done | jnp.isin(token_B, draw.eos),
     cache=cache,
   )
 

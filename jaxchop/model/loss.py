@@ -42,7 +42,7 @@ def _over_vocabulary(
     # A device sums up its own share of the vocabulary; only these sums travel.
     sums_ZSC, *best = jax.lax.map(lambda w_SKD: found(_shared_logits(w_SKD, x_CD)), w_ZSKD)
     nll_C = jax.nn.logsumexp(sums_ZSC, axis=(0, 1)) - target_logit(whole_VD, x_CD, target_C)
-    return None, (nll_C, *([_top(*best, w_ZSKD.shape)] if best else []))
+    return None, (nll_C, *([_top(best[0], best[1], w_ZSKD.shape)] if best else []))
 
   x_MD, target_M = merged(x_BTD, 1), merged(target_BT, 0)
   chunks = jax.lax.scan(body, None, (split(x_MD, _TOKENS), split(target_M, _TOKENS)))[1]
