@@ -91,9 +91,9 @@ class JaxchopLM(TemplateLM):
     if self.config.add_bos_token is not None:
       self.tokenizer.add_bos_token = self.config.add_bos_token
     self.max_length = self.config.max_length or model.config.max_positions
-    self.answers = Answers(Path(self.config.answers), identity(model)) if self.config.answers else Answers()
     dtype = jnp.dtype(self.config.dtype)
     model = jax.tree.map(lambda leaf: leaf.astype(dtype), model)
+    self.answers = Answers(Path(self.config.answers), identity(model)) if self.config.answers else Answers()
     size = self.config.batch_size
     mesh = mesh or (MeshConfig(fsdp=1) if jax.default_backend() == "cpu" else MeshConfig())
     self._mesh = make_mesh(mesh, model.config, size, 1)

@@ -174,8 +174,9 @@ def test_answers_are_kept_and_another_model_does_not_take_them(make, model, tmp_
   assert again.score(pairs) == scores and again.generate_until(requests) == texts
   other = jax.tree.map(lambda leaf: leaf, model)
   other.norm.scale[...] = other.norm.scale[...] * 1.01
-  with pytest.raises(TypeError, match="NoneType"):
-    make(other, answers=str(tmp_path)).score(pairs)
+  for changed in (make(other, answers=str(tmp_path)), make(answers=str(tmp_path), dtype="bfloat16")):
+    with pytest.raises(TypeError, match="NoneType"):
+      changed.score(pairs)
 
 
 def test_an_interrupted_evaluation_goes_on_behind_its_last_whole_line(make, tmp_path, monkeypatch):
