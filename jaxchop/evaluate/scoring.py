@@ -78,7 +78,7 @@ def rows_of(pairs: Sequence[tuple[tuple[int, ...], tuple[int, ...]]], longest: i
 
 
 def batches(rows: Sequence[Row], size: int, longest: int) -> Iterator[Batch]:
-  """Yields `size` rows at a time, in at most two shapes a power of two of their length."""
+  """Yields `size` rows at a time, in at most four shapes a power of two of their length."""
   for start in range(0, len(rows), size):
     part = list(rows[start : start + size])
     width = max(_width(len(row.ids), longest) for row in part)
@@ -108,5 +108,6 @@ def score(model: Llama, ids_BT: jax.Array, place_BK: jax.Array, target_BK: jax.A
 
 
 def _width(length: int, longest: int) -> int:
-  """Returns the tokens of the row that so many go into: a power of two, but never more than the model takes."""
-  return min(longest, max(_SHORTEST, 1 << (length - 1).bit_length()))
+  """Returns the tokens of the row that so many go into: 2^n or 1.5 * 2^n, but never more than the model takes."""
+  power = max(_SHORTEST, 1 << (length - 1).bit_length())
+  return min(longest, power * 3 // 4 if _SHORTEST < power and length <= power * 3 // 4 else power)

@@ -113,8 +113,8 @@ def test_few_programs_serve_all_requests(make):
   before, lm = scoring.score.compiled, make(batch_size=5)
   for count in (1, 10, 100):
     lm.score(pairs[:count])
-  # Rows of 32 and of 64 tokens, scored in a few places or in all.
-  assert scoring.score.compiled - before <= 4
+  # Rows of 32, 48 and 64 tokens, scored in a few places or in all.
+  assert scoring.score.compiled - before <= 6
 
 
 def test_generation_is_greedy_and_ends_at_a_stop_string_or_in_time(lm, model, tokenizer):
