@@ -110,4 +110,4 @@ def score(model: Llama, ids_BT: jax.Array, place_BK: jax.Array, target_BK: jax.A
 def _width(length: int, longest: int) -> int:
   """Returns the tokens of the row that so many go into: 2^n or 1.5 * 2^n, but never more than the model takes."""
   power = max(_SHORTEST, 1 << (length - 1).bit_length())
-  return min(longest, power * 3 // 4 if _SHORTEST < power and length <= power * 3 // 4 else power)
+  return min(longest, power * 3 // 4 if power > _SHORTEST and length <= power * 3 // 4 else power)
