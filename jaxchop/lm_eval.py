@@ -10,7 +10,6 @@ import logging
 import sys
 from collections.abc import Iterator
 from typing import Any
-from unittest import mock
 
 from jaxchop.errors import JaxchopError, UsageError
 
@@ -62,8 +61,12 @@ def known_to_lm_eval() -> Iterator[None]:
   """Lets lm-eval find our models and tasks by name while the block runs."""
   model_registry.register("jaxchop", target=NamedLM)
   # It has a place for one folder of tasks, which is the user's (--include_path).
-  with mock.patch.object(lm_eval.tasks, "TaskManager", Tasks):
+  theirs = lm_eval.tasks.TaskManager
+  lm_eval.tasks.TaskManager = Tasks
+  try:
     yield
+  finally:
+    lm_eval.tasks.TaskManager = theirs
 
 
 def main() -> int:
