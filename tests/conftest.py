@@ -84,3 +84,12 @@ def tiny_folder(tmp_path_factory: pytest.TempPathFactory, tiny_tokenizer: Tokeni
     return folder
 
   return make
+
+
+@pytest.fixture(scope="session")
+def local_tasks(tmp_path_factory: pytest.TempPathFactory) -> Path:
+  """A folder with the tasks of tests/evaluate/tasks for lm-evaluation-harness, which finds their items there."""
+  source, folder = Path(__file__).parent / "evaluate" / "tasks", tmp_path_factory.mktemp("tasks")
+  for file in source.iterdir():
+    (folder / file.name).write_text(file.read_text().replace("ITEMS", str(folder)))
+  return folder

@@ -5,8 +5,8 @@ Shapes: B rows, T prompt slots (a power of two), E end-of-sequence ids, V vocabu
 
 import dataclasses
 import functools
-from collections.abc import Collection, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Collection, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +16,9 @@ from jaxchop.compiler import Program
 from jaxchop.errors import UsageError
 from jaxchop.model.cache import Cache, decode, prefill
 from jaxchop.model.llama import Llama
+
+# How many tokens are written between two looks at the rows by whoever decides where they stop.
+_LOOK = 16
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -49,11 +52,17 @@ def generate(
   eos: Collection[int] = (),
   sampling: Sampling = GREEDY,
   seed: int = 0,
+  streams: Sequence[int] | None = None,
+  stopped: Callable[[int, list[int]], bool] | None = None,
+  place: Callable[[Any], Any] = lambda rows: rows,
 ) -> list[list[int]]:
   """Returns the new tokens of each prompt, up to and including the first one in `eos`.
 
-  A row's random stream depends on (seed, row, step) alone. Raises UsageError on an empty prompt and on an id outside
-  the vocabulary. Compiles once for each power of two that the longest prompt and `max_new_tokens` fit in.
+  `stopped(row, tokens)`, asked every few tokens, may end a row before that; what was written since the last look is
+  still there. A row's random stream depends on (seed, its number in `streams`, step) alone; rows count from 0 unless
+  numbers are given. `place` puts arrays of all rows where they belong under a mesh. Raises UsageError on an empty
+  prompt and on an id outside the vocabulary. Compiles once for each power of two that the longest prompt and
+  `max_new_tokens` fit in.
   """
   _check(prompts, model.config.vocab_size, max_new_tokens)
   if not prompts or not max_new_tokens:
@@ -63,17 +72,12 @@ def generate(
   ids_BT = np.zeros((len(prompts), slots), np.int32)
   for row, prompt in zip(ids_BT, prompts, strict=True):
     row[slots - len(prompt) :] = prompt
-  tokens, counts = _continue(
-    model,
-    ids_BT,
-    (slots - lengths).astype(np.int32),
-    _ends(eos),
-    np.int32(max_new_tokens),
-    jax.random.key(seed),
-    room=_power_of_two(max_new_tokens),
-    sampling=sampling,
-  )
-  return [row[:count].tolist() for row, count in zip(np.asarray(tokens), np.asarray(counts), strict=True)]
+  first_B = (slots - lengths).astype(np.int32)
+  streams_B = np.asarray(range(len(prompts)) if streams is None else streams, np.int32)
+  draw = functools.partial(_Draw, jax.random.key(seed), _ends(eos))
+  rows = place((ids_BT, first_B, streams_B))
+  state = _begin(model, *rows[:2], draw(rows[2]), room=_power_of_two(max_new_tokens), sampling=sampling)
+  return _written(model, state, draw(rows[2]), max_new_tokens, sampling, stopped, place)
 
 
 def _check(prompts: Sequence[Sequence[int]], vocabulary: int, max_new_tokens: int) -> None:
@@ -109,44 +113,77 @@ class _State(NamedTuple):
   cache: Cache
 
 
-@functools.partial(Program, static_argnames=("room", "sampling"))
-def _continue(
-  model: Llama,
-  ids_BT: jax.Array,
-  first_B: jax.Array,
-  eos_E: jax.Array,
-  limit: jax.Array,
-  key: jax.Array,
-  *,
-  room: int,
-  sampling: Sampling,
-) -> tuple[jax.Array, jax.Array]:
-  """Returns tokens [B, room] and how many of each row count."""
-  rows, slots = ids_BT.shape
-  keys_B = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(rows))
+class _Draw(NamedTuple):
+  """What decides, beside the logits, which tokens come and which of them is a row's last."""
 
-  def emit(state: _State, logits_BV: jax.Array, cache: Cache) -> _State:
-    token_B = choose(logits_BV, jax.vmap(jax.random.fold_in, (0, None))(keys_B, state.step), sampling)
-    return _State(
-      step=state.step + 1,
-      tokens=jax.lax.dynamic_update_slice_in_dim(state.tokens, token_B[:, None], state.step, axis=1),
-      counts=state.counts + ~state.done,
-      done=state.done | jnp.isin(token_B, eos_E),
-      cache=cache,
-    )
+  key: jax.Array
+  eos: np.ndarray
+  streams: Any
+
+
+def _written(
+  model: Llama,
+  state: _State,
+  draw: _Draw,
+  limit: int,
+  sampling: Sampling,
+  stopped: Callable[[int, list[int]], bool] | None,
+  place: Callable[[Any], Any],
+) -> list[list[int]]:
+  """Runs the loop to its end, or from look to look, and returns what each row has."""
+  step = 0
+  while True:
+    step = limit if stopped is None else min(step + _LOOK, limit)
+    state = _continue(model, state, draw, np.int32(step), sampling=sampling)
+    counts_B, done_B = np.asarray(state.counts), np.array(state.done)
+    rows = [row[:count].tolist() for row, count in zip(np.asarray(state.tokens), counts_B, strict=True)]
+    if stopped is None or step == limit:
+      return rows
+    done_B |= [not done and stopped(row, rows[row]) for row, done in enumerate(done_B)]
+    if done_B.all():
+      return rows
+    state = state._replace(done=place(done_B))
+
+
+def _emitted(state: _State, logits_BV: jax.Array, cache: Cache, draw: _Draw, sampling: Sampling) -> _State:
+  """Returns the state with one more token a row."""
+  keys_B = jax.vmap(jax.random.fold_in, (None, 0))(draw.key, draw.streams)
+  token_B = choose(logits_BV, jax.vmap(jax.random.fold_in, (0, None))(keys_B, state.step), sampling)
+  return _State(
+    step=state.step + 1,
+    tokens=jax.lax.dynamic_update_slice_in_dim(state.tokens, token_B[:, None], state.step, axis=1),
+    counts=state.counts + ~state.done,
+    done=state.done | jnp.isin(token_B, draw.eos),
+    cache=cache,
+  )
+
+
+@functools.partial(Program, static_argnames=("room", "sampling"))
+def _begin(
+  model: Llama, ids_BT: jax.Array, first_B: jax.Array, draw: _Draw, *, room: int, sampling: Sampling
+) -> _State:
+  """Returns the state after each row's first token; `room` tokens have place in it."""
+
+  logits_BV, cache = prefill(model, ids_BT, slots=ids_BT.shape[1] + room, first_B=first_B)
+  # Made of the rows' own, they lie where the rows do.
+  counts_B = jnp.zeros_like(first_B)
+  tokens = counts_B[:, None] + jnp.zeros((1, room), jnp.int32)
+  state = _State(jnp.int32(0), tokens, counts_B, counts_B > 0, cache)
+  return _emitted(state, logits_BV, cache, draw, sampling)
+
+
+@functools.partial(Program, static_argnames=("sampling",), donate_argnames=("state",))
+def _continue(model: Llama, state: _State, draw: _Draw, until: jax.Array, *, sampling: Sampling) -> _State:
+  """Returns the state when `until` tokens are written or all rows are done."""
 
   def going(state: _State) -> jax.Array:
-    return (state.step < limit) & ~state.done.all()
+    return (state.step < until) & ~state.done.all()
 
   def one(state: _State) -> _State:
     last_B = jax.lax.dynamic_index_in_dim(state.tokens, state.step - 1, axis=1, keepdims=False)
-    return emit(state, *decode(model, last_B, state.cache))
+    return _emitted(state, *decode(model, last_B, state.cache), draw, sampling)
 
-  logits_BV, cache = prefill(model, ids_BT, slots=slots + room, first_B=first_B)
-  tokens, counts_B = jnp.zeros((rows, room), jnp.int32), jnp.zeros(rows, jnp.int32)
-  first = emit(_State(jnp.int32(0), tokens, counts_B, counts_B > 0, cache), logits_BV, cache)
-  last = jax.lax.while_loop(going, one, first)
-  return last.tokens, last.counts
+  return jax.lax.while_loop(going, one, state)
 
 
 def choose(logits_BV: jax.Array, keys_B: jax.Array, sampling: Sampling) -> jax.Array:

@@ -5,7 +5,9 @@ Shapes: B batch, T sequence, M = B * T tokens, C those of a chunk, D width, V vo
 of S devices. Losses are in nats.
 """
 
+from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -20,18 +22,47 @@ _TOKENS, _COLUMNS = 2048, 4096
 
 def token_nll(x_BTD: jax.Array, head_DV: jax.Array, target_BT: jax.Array) -> jax.Array:
   """Returns nll_BT, the negative log-likelihood of each target in float32; `x_BTD` left the final norm."""
+  return _over_vocabulary(x_BTD, head_DV, target_BT, _sum)[0]
+
+
+def token_nll_and_top(x_BTD: jax.Array, head_DV: jax.Array, target_BT: jax.Array) -> tuple[jax.Array, jax.Array]:
+  """Returns `token_nll` and top_BT, the most probable token at each place, the first of several alike."""
+  return _over_vocabulary(x_BTD, head_DV, target_BT, _sum_and_top)
+
+
+def _over_vocabulary(
+  x_BTD: jax.Array, head_DV: jax.Array, target_BT: jax.Array, found: Callable[[jax.Array], tuple[jax.Array, ...]]
+) -> Any:
+  """Returns nll_BT, and top_BT where `found` keeps of each chunk of logits its best one and which it is."""
   whole_VD = gathered(head_DV, x_BTD).T
   w_ZSKD = _columns(whole_VD)
 
-  def body(_: None, part: tuple[jax.Array, jax.Array]) -> tuple[None, jax.Array]:
+  def body(_: None, part: tuple[jax.Array, jax.Array]) -> tuple[None, tuple[jax.Array, ...]]:
     x_CD, target_C = part
     # A device sums up its own share of the vocabulary; only these sums travel.
-    sums_ZSC = jax.lax.map(lambda w_SKD: jax.nn.logsumexp(_shared_logits(w_SKD, x_CD), axis=1), w_ZSKD)
-    return None, jax.nn.logsumexp(sums_ZSC, axis=(0, 1)) - target_logit(whole_VD, x_CD, target_C)
+    sums_ZSC, *best = jax.lax.map(lambda w_SKD: found(_shared_logits(w_SKD, x_CD)), w_ZSKD)
+    nll_C = jax.nn.logsumexp(sums_ZSC, axis=(0, 1)) - target_logit(whole_VD, x_CD, target_C)
+    return None, (nll_C, *([_top(best[0], best[1], w_ZSKD.shape)] if best else []))
 
   x_MD, target_M = merged(x_BTD, 1), merged(target_BT, 0)
-  nll_M = joined(jax.lax.scan(body, None, (split(x_MD, _TOKENS), split(target_M, _TOKENS)))[1], target_M)
-  return parted(nll_M, target_BT, 0)
+  chunks = jax.lax.scan(body, None, (split(x_MD, _TOKENS), split(target_M, _TOKENS)))[1]
+  return tuple(parted(joined(chunk, target_M), target_BT, 0) for chunk in chunks)
+
+
+def _sum(logits_SKC: jax.Array) -> tuple[jax.Array, ...]:
+  return (jax.nn.logsumexp(logits_SKC, axis=1),)
+
+
+def _sum_and_top(logits_SKC: jax.Array) -> tuple[jax.Array, ...]:
+  return jax.nn.logsumexp(logits_SKC, axis=1), logits_SKC.max(axis=1), jnp.argmax(logits_SKC, axis=1)
+
+
+def _top(best_ZSC: jax.Array, which_ZSC: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+  """Returns the token of the best of all chunks' logits; `shape` is that of the head in chunks, w_ZSKD."""
+  Z, S, K, _ = shape
+  start_ZS1 = (jnp.arange(S)[None, :, None] * Z + jnp.arange(Z)[:, None, None]) * K
+  is_best_ZSC = best_ZSC == best_ZSC.max(axis=(0, 1), keepdims=True)
+  return jnp.where(is_best_ZSC, start_ZS1 + which_ZSC, Z * S * K).min(axis=(0, 1))
 
 
 def next_token_loss(

@@ -49,11 +49,11 @@ def test_nothing_asked_is_nothing_given():
 
 def test_other_prompts_of_like_length_run_the_same_program():
   generate(MODEL, [[1, 2, 3]], max_new_tokens=7, eos=[3])
-  compiled = module._continue.compiled
+  compiled = module._begin.compiled
   generate(MODEL, [[4, 5, 6, 7]], max_new_tokens=5, eos=[8, 9], seed=3)
-  assert module._continue.compiled == compiled
+  assert module._begin.compiled == compiled
   generate(MODEL, [[1] * 5], max_new_tokens=5)
-  assert module._continue.compiled == compiled + 1
+  assert module._begin.compiled == compiled + 1
 
 
 def test_a_rows_draws_depend_on_seed_row_and_step_alone():
@@ -64,6 +64,20 @@ def test_a_rows_draws_depend_on_seed_row_and_step_alone():
   assert generate(MODEL, PROMPTS, max_new_tokens=6, sampling=WARM, seed=2) != first
   same = generate(MODEL, [PROMPTS[0]] * 3, max_new_tokens=6, sampling=WARM, seed=1)
   assert same[0] != same[1]
+
+
+def test_a_row_draws_by_the_number_of_its_stream_wherever_it_stands():
+  settings = {"max_new_tokens": 6, "sampling": WARM, "seed": 1}
+  first = generate(MODEL, PROMPTS, **settings)
+  assert generate(MODEL, [PROMPTS[2], PROMPTS[0], [40]], streams=[2, 0, 9], **settings)[:2] == [first[2], first[0]]
+
+
+def test_a_row_that_is_stopped_ends_and_the_others_go_on_as_before():
+  free = generate(MODEL, PROMPTS, max_new_tokens=40)
+  found = generate(MODEL, PROMPTS, max_new_tokens=40, stopped=lambda row, tokens: row == 1 and len(tokens) >= 10)
+  assert [found[0], found[2]] == [free[0], free[2]]
+  assert found[1] == free[1][: len(found[1])] and 10 <= len(found[1]) < 40
+  assert [len(row) for row in generate(MODEL, PROMPTS, max_new_tokens=40, stopped=lambda *_: True)] == [16] * 3
 
 
 @pytest.mark.parametrize("sampling", [Sampling(temperature=2.0, top_k=1), Sampling(temperature=2.0, top_p=1e-6)])

@@ -8,7 +8,7 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from jaxchop.compiler import Program
-from jaxchop.model.loss import next_token_loss, token_nll
+from jaxchop.model.loss import next_token_loss, token_nll, token_nll_and_top
 
 B, T, D, V = 2, 7, 16, 50
 X_BTD, HEAD_DV = (jax.random.normal(jax.random.key(i), shape) for i, shape in enumerate([(B, T, D), (D, V)]))
@@ -55,9 +55,12 @@ def test_rows_positions_and_vocabulary_spread_over_devices_give_the_plain_values
       x, head, target, weight = put(x_BTD, rows), put(head_DV, columns), put(target_BT, rows), put(weight_BT, rows)
       loss = Program(jax.value_and_grad(lambda *a: next_token_loss(*a, chunk=chunk, z_loss=0.1), (0, 1)))
       found, nll_BT = loss(x, head, target, weight), Program(token_nll)(x, head, target)
+      same_BT, top_BT = Program(token_nll_and_top)(x, head, target)
     expected = plain(x_BTD, head_DV), jax.grad(with_z, (0, 1))(x_BTD, head_DV)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5), found, expected)
     np.testing.assert_allclose(nll_BT, plain_nll(x_BTD, head_DV, target_BT), rtol=1e-5, atol=1e-5)
+    np.testing.assert_array_equal(same_BT, nll_BT)
+    np.testing.assert_array_equal(top_BT, (x_BTD @ head_DV).argmax(axis=-1))
 
 
 @pytest.mark.parametrize("vocabulary", [50, 3 * 4096, 4 * 1187, 4099], ids=["one chunk", "even", "odd", "prime"])
@@ -112,3 +115,16 @@ def test_without_gradients_no_array_of_a_chunk_of_tokens_and_the_whole_vocabular
   x, head, target = jnp.ones((B, T, 8)), jnp.ones((8, V)), jnp.zeros((B, T), jnp.int32)
   temporary = jax.jit(token_nll).lower(x, head, target).compile().memory_analysis().temp_size_in_bytes
   assert temporary < 4 * B * T * V / 2
+
+
+@pytest.mark.parametrize("vocabulary", [50, 8192])
+def test_the_most_probable_token_is_the_first_of_the_largest_logits(vocabulary):
+  head_DV = jax.random.normal(jax.random.key(6), (D, vocabulary))
+  # The best column stands twice, far apart.
+  best = int((X_BTD[0, 0] @ head_DV).argmax())
+  twin = (best + vocabulary // 2) % vocabulary
+  head_DV = head_DV.at[:, twin].set(head_DV[:, best])
+  nll_BT, top_BT = token_nll_and_top(X_BTD, head_DV, TARGET_BT)
+  np.testing.assert_allclose(nll_BT, plain_nll(X_BTD, head_DV, TARGET_BT), rtol=1e-5, atol=1e-5)
+  np.testing.assert_array_equal(top_BT[0, 0], min(best, twin))
+  np.testing.assert_array_equal(np.asarray(top_BT).ravel()[1:], (X_BTD @ head_DV).argmax(axis=-1).ravel()[1:])
