@@ -225,6 +225,8 @@ class EvaluateConfig:
   """At most this many windows are measured; unset, all."""
   batch_size: int = 4
   """Windows run at once."""
+  probe_items: int = 4
+  """Items of each level of the capability probe, which has five tasks of four levels; 0 leaves it out."""
   prompt_tokens: int = 128
   """Prompt length of the speed measurement."""
   new_tokens: int = 32

@@ -145,6 +145,8 @@ def summarised(
       "perplexity": perplexity,
       "protocol": protocol,
       "bits_per_byte": entry["bits_per_byte"],
+      **({"capability": entry["capability"]["score"]} if "capability" in entry else {}),
+      **({"capability_protocol": entry["capability"]["protocol"]} if "capability" in entry else {}),
       "prefill_tokens_per_second": rates["prefill_tokens_per_second"],
       "decode_tokens_per_second": rates["decode_tokens_per_second"],
       "speed_protocol": rates["protocol"] + "; recovered: the pruned model's, whose shapes are the same",

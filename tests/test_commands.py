@@ -13,7 +13,20 @@ TEXT = "\n\n".join(f"Paragraph {n} says that {n} and {n + 1} make {2 * n + 1}, a
 SMALL = ["--data.source", "text.txt", "--data.calibration_share", "0.2", "--data.held_out_share", "0.2"]
 SCORING = ["--windows", "2", "--window", "32", "--batch_size", "2"]
 FEW = [part.replace("--", "--score.") for part in SCORING] + SMALL
-MEASURING = ["--window", "32", "--stride", "32", "--max_windows", "2", "--batch_size", "2", "--sample_tokens", "2"]
+MEASURING = [
+  "--window",
+  "32",
+  "--stride",
+  "32",
+  "--max_windows",
+  "2",
+  "--batch_size",
+  "2",
+  "--sample_tokens",
+  "2",
+  "--probe_items",
+  "0",
+]
 
 
 @pytest.fixture
@@ -61,7 +74,10 @@ def test_data_build_writes_a_cache_that_data_inspect_checks(here, model, capsys)
 
 def test_compare_lays_recipes_over_a_base(here, model, capsys):
   base = {"model": model, "data": {"source": "text.txt", "calibration_share": 0.2, "held_out_share": 0.2}}
-  base |= {"prune": {"drop": "1"}, "evaluate": {"window": 32, "stride": 32, "max_windows": 2, "batch_size": 2}}
+  base |= {
+    "prune": {"drop": "1"},
+    "evaluate": {"window": 32, "stride": 32, "max_windows": 2, "batch_size": 2, "probe_items": 0},
+  }
   base |= {"recover": {"batch_size": 2, "seq_len": 32, "mesh": {"fsdp": 1}}}
   for name, content in {
     "base": base,
@@ -83,7 +99,10 @@ def test_compare_lays_recipes_over_a_base(here, model, capsys):
 
 def test_forecast_probes_a_recipe_or_a_run(here, model, capsys):
   recipe = {"out": "run", "model": model, "data": {"source": "text.txt", "calibration_share": 0.2}}
-  recipe |= {"prune": {"drop": "1"}, "evaluate": {"window": 32, "stride": 32, "max_windows": 4, "batch_size": 2}}
+  recipe |= {
+    "prune": {"drop": "1"},
+    "evaluate": {"window": 32, "stride": 32, "max_windows": 4, "batch_size": 2, "probe_items": 0},
+  }
   recipe |= {"recover": {"steps": 64, "batch_size": 2, "seq_len": 32, "mesh": {"fsdp": 1}}}
   Path("recipe.yaml").write_text(json.dumps(recipe))
   asked = ["--tokens", "128", "256", "512", "1024", "--target", "200", "--chip_tflops", "2"]
@@ -259,7 +278,9 @@ def test_recover_export_and_evaluate_a_run(here, model, capsys):
   models = answer(capsys, "evaluate", model, "run", "out", *MEASURING, *SMALL)["models"]
   by_path = {entry["path"]: next(iter(entry["perplexity"].values())) for entry in models}
   assert by_path["run"] == by_path["out"] != by_path[model]
-  assert "window 32" in said(capsys, "evaluate", "out", *MEASURING, *SMALL)
+  table = said(capsys, "evaluate", model, "out", *MEASURING, "--probe_items", "1", *SMALL)
+  assert "window 32" in table and "1 item of each level" in " ".join(table.split())
+  assert all(word in table for word in ("nats", "first", "tasks", "%", "±"))
 
 
 def test_adapters_of_a_run_are_written_for_peft(here, model, capsys):

@@ -1,4 +1,4 @@
-"""What one model is worth: held-out perplexity with its protocol, and how it continues a few prompts."""
+"""What one model is worth: held-out perplexity with its protocol, what it can still do, how it continues prompts."""
 
 from collections.abc import Collection, Sequence
 from typing import Any
@@ -7,6 +7,7 @@ from transformers import PreTrainedTokenizerBase
 
 from jaxchop.config import EvaluateConfig
 from jaxchop.data.sources import Document
+from jaxchop.evaluate.capability import capability
 from jaxchop.evaluate.perplexity import Protocol, perplexity
 from jaxchop.model.generate import generate
 from jaxchop.model.llama import Llama
@@ -21,9 +22,13 @@ def measure(
   eos: Collection[int],
   title: str,
 ) -> dict[str, Any]:
-  """Returns one model's entry of eval.json: perplexity by protocol, its error, bits per byte, sample continuations."""
+  """Returns one model's entry of eval.json: perplexity by protocol, bits per byte, capability, continuations."""
   protocol = Protocol(window=config.window, stride=config.stride, bos=config.bos, max_windows=config.max_windows)
   found = perplexity(model, tokenizer, held_out, protocol, batch_size=config.batch_size, title=title)
+  probed = {}
+  if items := config.probe_items:
+    able = capability(model, tokenizer, items=items, eos=eos, title=f"{title}: what it can do")
+    probed = {"capability": able.to_json()}
   return {
     "perplexity": {str(protocol): found.perplexity},
     "nll": found.nll,
@@ -31,6 +36,8 @@ def measure(
     "bits_per_byte": found.bits_per_byte,
     "tokens": found.tokens,
     "window_nll": list(found.window_nll),
+    "window_tokens": list(found.window_tokens),
+    **probed,
     "samples": continuations(model, tokenizer, config.prompts, config.sample_tokens, eos),
   }
 

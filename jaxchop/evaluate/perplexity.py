@@ -115,7 +115,7 @@ def _summary(nll_N: NDArray[np.float64], tokens_N: NDArray[np.int64], size: int,
   return Perplexity(
     perplexity=math.exp(mean) if mean < 709 else math.inf,
     nll=mean,
-    nll_error=_error(nll_N, tokens_N),
+    nll_error=error_of_mean(nll_N, tokens_N),
     tokens=tokens,
     bytes=size,
     bits_per_byte=total / math.log(2) / size if size else math.inf,
@@ -125,8 +125,11 @@ def _summary(nll_N: NDArray[np.float64], tokens_N: NDArray[np.int64], size: int,
   )
 
 
-def _error(nll_N: NDArray[np.float64], tokens_N: NDArray[np.int64]) -> float | None:
-  """Returns the standard error of the ratio sum(nll) / sum(tokens), the windows being drawn at random."""
+def error_of_mean(nll_N: NDArray[np.float64], tokens_N: NDArray[np.int64]) -> float | None:
+  """Returns the standard error of the ratio sum(nll) / sum(tokens), the windows being drawn at random.
+
+  `nll_N` may be a difference of two models' losses. None for a single window.
+  """
   count = len(nll_N)
   if count < 2:
     return None

@@ -37,6 +37,7 @@ def comparison(models: Sequence[Measured]) -> tuple[Row, ...]:
   note = next(iter(protocols), "")
   rows += [
     _row("Bits per byte", models, lambda model: model.bits_per_byte, wording.bits, wording.change, note),
+    _capability(models),
     _speed("Decode, tokens/s", models, lambda model: model.decode),
     _speed("Prefill, tokens/s", models, lambda model: model.prefill),
   ]
@@ -58,6 +59,12 @@ def _perplexity(models: Sequence[Measured], protocol: str) -> Row:
     return dict(model.perplexity).get(protocol)
 
   return _row("Held-out perplexity", models, value, wording.number, wording.ratio, protocol)
+
+
+def _capability(models: Sequence[Measured]) -> Row:
+  asked = dict.fromkeys(model.capability_protocol for model in models if model.capability is not None)
+  note = "; ".join(filter(None, asked))
+  return _row("Small tasks solved", models, lambda model: model.capability, wording.percent, wording.ratio, note)
 
 
 def _speed(label: str, models: Sequence[Measured], value: Callable[[Measured], float | None]) -> Row:

@@ -17,6 +17,11 @@ GENERATION = Limit(
   "16.8 on GSM8K when pruned in depth and 41.2 when pruned in width.",
 )
 OWN_TASK = Limit("Test your own task.", "No generative task was measured here.")
+SMALL_TASKS = Limit(
+  "Test your own task.",
+  "The small tasks are generated to show damage (sums, brackets, copying, looking up, sorting), each answer written by "
+  "the model itself; they do not say what it is worth for your task.",
+)
 ONE_TEXT = Limit(
   "One data set.",
   "Perplexity was measured on one kind of text. Other text, other languages and longer contexts may have lost more.",

@@ -62,6 +62,9 @@ class Measured:
   # By protocol, in words.
   perplexity: tuple[tuple[str, float], ...] = ()
   bits_per_byte: float | None = None
+  # Share of the capability probe's items that it solves, and how they were asked, in words.
+  capability: float | None = None
+  capability_protocol: str = ""
   # Tokens a second.
   prefill: float | None = None
   decode: float | None = None
@@ -218,6 +221,8 @@ def _model(name: str, summary: Fields, tested: Fields) -> Measured:
     bytes=summary.integer("bytes"),
     perplexity=tuple(perplexity.items()),
     bits_per_byte=tested.number("bits_per_byte") if bits is None else bits,
+    capability=summary.number("capability"),
+    capability_protocol=summary.text("capability_protocol"),
     prefill=summary.number("prefill_tokens_per_second"),
     decode=summary.number("decode_tokens_per_second"),
     speed_protocol=summary.text("speed_protocol"),

@@ -9,6 +9,9 @@ from jaxchop.hub.builtin import BUILTIN, MODEL_CARD
 from jaxchop.report import limits
 from jaxchop.report.results import Measured, Run
 
+# Below this share of the capability probe a model has little to lose; at or below this share of what it had, it fell.
+_ABLE, _FALLEN = 0.15, 0.5
+
 
 @dataclass(frozen=True, slots=True)
 class Tile:
@@ -38,7 +41,7 @@ def lede(run: Run) -> str:
   scored = plan.criterion in {score.name for score in run.scores}
   chosen = f", chosen by their {wording.criterion(plan.criterion)}" if scored else ""
   gone = f"{len(plan.drop)} of {plan.layers} decoder layers are gone{chosen}."
-  return " ".join(filter(None, (gone, _recovery(run), _gap(run), _speed(run))))
+  return " ".join(filter(None, (gone, _recovery(run), _gap(run), _cliff(run), _speed(run))))
 
 
 def _recovery(run: Run) -> str:
@@ -59,6 +62,20 @@ def _gap(run: Run) -> str:
     return f"{moved}."
   share = f"{wording.percent(closed)} of the gap in log perplexity is closed" if closed > 0 else "no gap is closed"
   return f"{moved}: {share}."
+
+
+def _cliff(run: Run) -> str:
+  """Whether what the model writes by itself has fallen off, which perplexity and classification hide."""
+  original, small = run.model("original"), _small(run, lambda model: model.capability)
+  if original is None or small is None or original.capability is None or small.capability is None:
+    return ""
+  told = f"{wording.percent(small.capability)} of the small generated tasks, the original "
+  told += wording.percent(original.capability)
+  if original.capability < _ABLE:
+    return f"It solves {told}: too few to show a loss."
+  if small.capability <= _FALLEN * original.capability:
+    return f"A cliff: it solves {told}, so what it writes has lost more than its perplexity says."
+  return f"It solves {told}."
 
 
 def _speed(run: Run) -> str:
@@ -143,6 +160,7 @@ def not_run(run: Run) -> tuple[str, ...]:
     "scoring layers (no scores.json)": run.scores,
     "training what is left (no metrics.jsonl)": run.steps,
     "measuring perplexity": any(model.perplexity for model in run.models),
+    "probing capability": any(model.capability is not None for model in run.models),
     "measuring speed": any(model.decode or model.prefill for model in run.models),
     "checking the export": run.check,
   }
@@ -151,7 +169,8 @@ def not_run(run: Run) -> tuple[str, ...]:
 
 def honesty(run: Run) -> tuple[limits.Limit, ...]:
   """What the numbers of this run do not say."""
-  said = [limits.GENERATION, limits.OWN_TASK]
+  probed = any(model.capability is not None for model in run.models)
+  said = [limits.GENERATION, limits.SMALL_TASKS if probed else limits.OWN_TASK]
   if any(model.perplexity for model in run.models):
     said += [limits.ONE_TEXT, limits.PROTOCOL]
   if any(model.decode or model.prefill for model in run.models):

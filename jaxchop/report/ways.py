@@ -11,6 +11,7 @@ import numpy as np
 from matplotlib.axes import Axes
 
 from jaxchop import wording
+from jaxchop.evaluate.perplexity import error_of_mean
 from jaxchop.report.figure import PALETTE, few_ticks, log_ticks, new_figure, plain, style, to_png
 
 # Standard errors of a 95 % interval.
@@ -60,12 +61,10 @@ def _means(runs: Sequence[Mapping[str, Any]], before: Mapping[str, Any]) -> dict
 
 
 def _difference(pairs: Sequence[tuple[Mapping[str, Any], Mapping[str, Any]]]) -> dict[str, Any]:
-  tokens_N = np.array(pairs[0][0]["window_tokens"], float)
+  tokens_N = np.array(pairs[0][0]["window_tokens"])
   apart_SN = np.array([np.subtract(run["window_nll"], first["window_nll"]) for run, first in pairs])
   mean = float(apart_SN.mean(0).sum() / tokens_N.sum())
-  off_N = apart_SN.mean(0) - mean * tokens_N
-  count = len(off_N)
-  variance = count / max(count - 1, 1) * np.sum(off_N**2) / tokens_N.sum() ** 2
+  variance = (error_of_mean(apart_SN.mean(0), tokens_N) or 0.0) ** 2
   if len(pairs) > 1:
     variance += (apart_SN.sum(1) / tokens_N.sum()).var(ddof=1) / len(pairs)
   half = _WIDE * math.sqrt(variance)

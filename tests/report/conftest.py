@@ -15,6 +15,7 @@ from jaxchop.report.results import Run, read_run
 DROP = [20, 21, 22, 23, 24, 25]
 KEEP = [layer for layer in range(30) if layer not in DROP]
 PROTOCOL = "windows of 512 tokens, stride 512, no BOS token, documents joined by a blank line, held-out topics"
+PROBE = "4 items of each level, 3 solved ones before each, greedy, the whole line must be right"
 SPEED = "batch 1, prompt of 128 tokens, 32 new tokens, median of 7 alternating runs"
 
 SUMMARY = {
@@ -24,6 +25,8 @@ SUMMARY = {
     "bytes": 269_060_552,
     "perplexity": 12.31,
     "bits_per_byte": 0.98,
+    "capability": 0.4625,
+    "capability_protocol": PROBE,
     "protocol": PROTOCOL,
     "prefill_tokens_per_second": 912.4,
     "decode_tokens_per_second": 23.61,
@@ -35,6 +38,8 @@ SUMMARY = {
     "bytes": 226_580_112,
     "perplexity": 27.63,
     "bits_per_byte": 1.295,
+    "capability": 0.1,
+    "capability_protocol": PROBE,
     "protocol": PROTOCOL,
     "prefill_tokens_per_second": 1131.0,
     "decode_tokens_per_second": 28.94,
@@ -46,6 +51,8 @@ SUMMARY = {
     "bytes": 226_580_112,
     "perplexity": 14.12,
     "bits_per_byte": 1.033,
+    "capability": 0.2,
+    "capability_protocol": PROBE,
     "protocol": PROTOCOL,
     "prefill_tokens_per_second": 1128.2,
     "decode_tokens_per_second": 28.71,

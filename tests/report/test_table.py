@@ -25,7 +25,7 @@ def test_eighty_columns_hold_every_number_on_one_line(summary):
 
 def test_protocols_tokens_and_time_stand_below(summary):
   text = " ".join(printed(summary, 80).split())
-  assert f"¹ {summary['original']['protocol']}" in text and f"² {summary['original']['speed_protocol']}" in text
+  assert f"¹ {summary['original']['protocol']}" in text and f"³ {summary['original']['speed_protocol']}" in text
   assert "61,440 tokens" in text and "83 % of the gap" in text and "recover 4 min 23 s" in text
 
 
