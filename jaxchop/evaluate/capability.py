@@ -164,7 +164,8 @@ def capability(
     task: tuple(tuple(hits[task, level, number] for number in range(items)) for level in range(len(TASKS[task][1])))
     for task in TASKS
   }
-  words = f"{items} item{'s' if items > 1 else ''} of each level, {SHOTS} solved ones before each, greedy, the whole line must be right"
+  many = f"{items} items" if items > 1 else "1 item"
+  words = f"{many} of each level, {SHOTS} solved ones before each, greedy, the whole line must be right"
   return Capability(solved=solved, protocol=words)
 
 
