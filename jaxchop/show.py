@@ -10,7 +10,7 @@ import rich.table
 import rich.text
 
 from jaxchop.layers import spans
-from jaxchop.report import expected, ways
+from jaxchop.report import expected, preflight, ways
 from jaxchop.report.fields import Fields
 from jaxchop.report.goodput import in_one_line, read_goodput
 from jaxchop.report.table import summary_table
@@ -181,6 +181,14 @@ def _forecast(console: rich.console.Console, result: Result) -> None:
   _say(console, *expected.in_words(result), f"{result['folder']}: forecast.json, forecast.png")
 
 
+def _preflight(console: rich.console.Console, result: Result) -> None:
+  table = _table("", "")
+  for name, value in preflight.rows(result):
+    table.add_row(name, rich.text.Text(value))
+  console.print(table)
+  _say(console, *preflight.in_words(result))
+
+
 def _cache(console: rich.console.Console, result: Result) -> None:
   table = _table("source", "documents", "bytes")
   for source in result["sources"]:
@@ -266,6 +274,7 @@ _SHOW: dict[str, Callable[[rich.console.Console, Result], None]] = {
   "evaluate": _evaluate,
   "compare": _ways,
   "forecast": _forecast,
+  "preflight": _preflight,
   "export": _export,
   "check": _check,
   "report": _report,
