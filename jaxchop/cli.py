@@ -200,6 +200,8 @@ def _preflight(parser: _Parser) -> None:
   parser.add_argument("--plan", help="take the layers of this plan.json, not what the recipe's prune says")
   parser.add_argument("--layers", type=int, help="layers that stay, where no number in the recipe says so")
   parser.add_argument("--price", type=float, help="what an hour of a chip costs, in any currency")
+  parser.add_argument("--search", action="store_true", help="compile other meshes and remat policies, fastest first")
+  parser.add_argument("--sweep-layers", action="store_true", help="show what it costs to remove more or fewer layers")
 
 
 def _generate(parser: _Parser) -> None:

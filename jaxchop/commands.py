@@ -202,6 +202,8 @@ def preflight(options: Any) -> dict[str, Any]:
     plan=read_plan(Path(options.plan)) if options.plan else None,
     layers=options.layers,
     price=options.price,
+    search=options.search,
+    sweep=options.sweep_layers,
   )
 
 

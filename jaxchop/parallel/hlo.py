@@ -59,8 +59,8 @@ class Cost(NamedTuple):
   """What one step costs one device."""
 
   # Cycles of what holds a matrix product, and of all else.
-  matmul_cycles: float
-  other_cycles: float
+  matmul_cycles: int
+  other_cycles: int
   collectives: tuple[Collective, ...]
   # Bytes sent to other slices by instructions of their own, and how many hand-written kernels run without an estimate.
   sent_between_slices: int
@@ -73,7 +73,7 @@ def read_cost(text: str, devices: int) -> Cost:
   runs = _runs(computations)
   fused = {callee for body in computations.values() for one in body for callee in _called(one) if one.op == "fusion"}
   with_matmul = _holding_matmul(computations)
-  cycles, kernels, between = [0.0, 0.0], 0, 0
+  matmul, other, kernels, between = 0, 0, 0, 0
   found: dict[str, Collective] = {}
   for name, body in computations.items():
     if not (times := runs[name]):
@@ -81,7 +81,8 @@ def read_cost(text: str, devices: int) -> Cost:
     for one in body:
       if name not in fused and (told := _CYCLES.search(one.rest)):
         product = one.op in _MATMUL or any(callee in with_matmul for callee in _called(one))
-        cycles[not product] += times * int(told[1])
+        matmul += times * int(told[1]) * product
+        other += times * int(told[1]) * (not product)
       kernels += times * (_KERNEL in one.rest)
       if one.op == "send" and "megascale" in one.rest:
         between += times * _bytes(one.shape.partition(", u32")[0])
@@ -91,7 +92,7 @@ def read_cost(text: str, devices: int) -> Cost:
         here = _collective(one, kind, name, times, devices)._replace(overlapped=overlapped)
         known = found.setdefault(_channel(one), here)
         found[_channel(one)] = max(here, known, key=lambda each: (each.bytes, each.overlapped))
-  return Cost(*cycles, tuple(found.values()), between, kernels)
+  return Cost(matmul, other, tuple(found.values()), between, kernels)
 
 
 def _computations(text: str) -> dict[str, list[Instruction]]:

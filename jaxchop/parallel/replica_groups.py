@@ -8,7 +8,8 @@ import numpy as np
 _LISTED = re.compile(r"replica_groups=\{((?:\{[\d,]*\},?)*)\}")
 _COUNTED = re.compile(r"replica_groups=\[([\d,]+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?")
 _OF_A_MESH = re.compile(
-  r"replica_groups=(?:@\w+ ?)?mesh\[(?P<axes>[^\]]*)\](?P<order>, device_ids=\([^)]*(?:\([\d,]*\))?[^)]*\))? ?\{(?P<over>[^}]*)\}"
+  r"replica_groups=(?:@\w+ ?)?mesh\[(?P<axes>[^\]]*)\]"
+  r"(?P<order>, device_ids=\([^)]*(?:\([\d,]*\))?[^)]*\))? ?\{(?P<over>[^}]*)\}"
 )
 _PAIRS = re.compile(r"source_target_pairs=\{((?:\{\d+,\d+\},?)*)\}")
 

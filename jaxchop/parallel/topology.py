@@ -4,6 +4,7 @@ No TPU is needed: the devices are the compiler's own, and no program runs on the
 """
 
 import importlib.util
+import math
 import os
 import re
 from typing import Any, NamedTuple
@@ -27,6 +28,9 @@ COMPILER_ALONE = {
   "TPU_STDERR_LOG_LEVEL": "3",
 }
 _GIB = 2**30
+_FLAT = ("1x1", "2x2", "2x4", "4x4", "4x8", "8x8", "8x16", "16x16")
+_CUBES = ("2x2x1", "2x2x2", "2x2x4", "2x4x4", "4x4x4", "4x4x8", "4x8x8", "8x8x8")
+_SIDES = {"v5e": _FLAT, "v6e": _FLAT, "v5p": _CUBES, "v4": _CUBES, "tpu7x": _CUBES}
 _NAMES = "v5e:2x2 v5e:4x4 v5e:16x16 v6e:4x4 v5p:2x2x4 v4:4x4x4 tpu7x:2x2x1"
 
 
@@ -78,6 +82,17 @@ def devices_of(topology: str, slices: int = 1) -> list[jax.Device]:
   except jax.errors.JaxRuntimeError as error:
     said = str(error).partition("\n")[0].removeprefix("INVALID_ARGUMENT: ")
     raise UsageError(f"--topology is {topology}: {said}; name a slice as one of {_NAMES}") from None
+
+
+def larger(topology: str) -> list[str]:
+  """Returns the next larger slices of the same kind, the smaller ones first."""
+  kind, _, shape = topology.partition(":")
+  sides = _SIDES.get(kind, ())
+  return [f"{kind}:{other}" for other in sides if _volume(other) > _volume(shape)]
+
+
+def _volume(shape: str) -> int:
+  return math.prod(map(int, shape.split("x")))
 
 
 def chip_of(device: jax.Device) -> Chip:

@@ -1,23 +1,34 @@
-"""A process of its own that compiles for TPUs, which answers one question: `python -m jaxchop.preflight.alone CACHE`.
+"""A process of its own that compiles for TPUs: `python -m jaxchop.preflight.alone`.
 
-The question comes pickled through standard input from the process that started it, and from nowhere else; the answer
-goes to standard output as JSON.
+What it is to do comes pickled through standard input from the process that started it, and from nowhere else; what it
+found goes back through a file that this process reads. Its log goes to standard error, as that of any command.
 """
 
-import json
+import dataclasses
 import logging
 import os
 import pickle
 import subprocess
 import sys
+import tempfile
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from jaxchop.errors import JaxchopError, UsageError
+from jaxchop.errors import JaxchopError
 from jaxchop.parallel.topology import environment, require_compiler
 
-if TYPE_CHECKING:
-  from jaxchop.preflight.compiled import Question
+log = logging.getLogger("jaxchop")
+
+
+@dataclasses.dataclass(frozen=True)
+class _Errand:
+  """A function with its arguments, and where its result goes."""
+
+  function: Callable[..., Any]
+  arguments: tuple[Any, ...]
+  result: Path
+  level: int
 
 
 def cache_folder() -> Path:
@@ -25,37 +36,36 @@ def cache_folder() -> Path:
   return Path(os.environ.get("JAXCHOP_CACHE") or Path.home() / ".cache" / "jaxchop") / "preflight"
 
 
-def ask(question: "Question", cache: Path | None = None) -> dict[str, Any]:
-  """Returns the answer of compiled.answer, from another process; raises the error that it met."""
+def alone(function: Callable[..., Any], *arguments: Any) -> Any:
+  """Returns what a function of a module gives in a process that compiles for TPUs; raises the JaxchopError it meets."""
   require_compiler()
-  command = [sys.executable, "-m", "jaxchop.preflight.alone", str(cache or cache_folder())]
-  done = subprocess.run(command, input=pickle.dumps(question), stdout=subprocess.PIPE, env=environment(), check=False)
-  try:
-    said = json.loads(done.stdout.splitlines()[-1])
-  except (ValueError, IndexError) as error:
-    raise JaxchopError(
-      f"the process that compiles ended with {done.returncode} and without an answer; a large program may have found "
-      "too little memory on this machine"
-    ) from error
-  if "error" in said:
-    raise (UsageError if said["usage"] else JaxchopError)(said["error"])
-  return said
+  with tempfile.TemporaryDirectory() as folder:
+    errand = _Errand(function, arguments, Path(folder) / "result", log.getEffectiveLevel())
+    command = [sys.executable, "-m", "jaxchop.preflight.alone"]
+    # The compiler may print; standard output is the caller's.
+    done = subprocess.run(
+      command, input=pickle.dumps(errand), stdout=sys.stderr.fileno(), env=environment(), check=False
+    )
+    if not errand.result.exists():
+      raise JaxchopError(
+        f"the process that compiles ended with {done.returncode} and without an answer; a large program may have found "
+        "too little memory on this machine"
+      )
+    found = pickle.loads(errand.result.read_bytes())
+  if isinstance(found, JaxchopError):
+    raise found
+  return found
 
 
 def main() -> None:
-  # The compiler may print; the answer alone is to be on standard output.
-  out = os.fdopen(os.dup(1), "w")
-  os.dup2(2, 1)
-  question = pickle.load(sys.stdin.buffer)
+  errand: _Errand = pickle.load(sys.stdin.buffer)
   logging.basicConfig(level=logging.WARNING, format="%(message)s")
-  from jaxchop.preflight.compiled import answer
-
+  log.setLevel(errand.level)
   try:
-    said = answer(question, Path(sys.argv[1]))
+    found: Any = errand.function(*errand.arguments)
   except JaxchopError as error:
-    said = {"error": str(error), "usage": isinstance(error, UsageError)}
-  out.write(json.dumps(said) + "\n")
-  out.flush()
+    found = error
+  errand.result.write_bytes(pickle.dumps(found))
 
 
 if __name__ == "__main__":

@@ -1,14 +1,17 @@
 """`jaxchop preflight`: what a recipe's training would need and take on TPU slices, from their compiler alone."""
 
 import logging
+from pathlib import Path
 from typing import Any
 
 from jaxchop.config import Recipe
-from jaxchop.preflight.alone import ask
+from jaxchop.errors import UsageError
+from jaxchop.hub.architectures import shape_of
+from jaxchop.preflight.alone import alone, cache_folder
 from jaxchop.preflight.asked import training_of
-from jaxchop.preflight.compiled import Question
+from jaxchop.preflight.question import Question, answer
 from jaxchop.preflight.report import report
-from jaxchop.progress import stage
+from jaxchop.preflight.search import Tried, fastest, nearest
 from jaxchop.prune.plan import Plan
 
 log = logging.getLogger("jaxchop")
@@ -22,11 +25,55 @@ def preflight(
   plan: Plan | None = None,
   layers: int | None = None,
   price: float | None = None,
+  search: bool = False,
+  sweep: bool = False,
 ) -> dict[str, Any]:
-  """Returns the figures of a recipe's training step on so many slices of a topology, as plain JSON."""
-  training = training_of(recipe, plan, layers)
-  question = Question(training=training, topology=topology, slices=slices)
-  with stage(f"Compiling the step of {training.student.layers} layers for {topology}", 1, "programs") as bar:
-    found = ask(question)
-    bar.advance()
-  return {"model": recipe.model} | report(question, found, price)
+  """Returns the figures of a recipe's training step on so many slices of a topology, as plain JSON.
+
+  Where it does not fit, `nearest` holds those of settings that do, or None. With `search`, `settings_tried` holds
+  those of other meshes and remat policies, the fastest first; with `sweep`, `sweep` those of other numbers of layers.
+  """
+  question = Question(training=training_of(recipe, plan, layers), topology=topology, slices=slices)
+  whole = shape_of(recipe.model).layers
+  return alone(figures, recipe.model, question, whole, price, search, sweep, cache_folder())
+
+
+def figures(
+  model: str, question: Question, whole: int, price: float | None, search: bool, sweep: bool, cache: Path
+) -> dict[str, Any]:
+  """Returns what `preflight` does; runs in the process that compiles."""
+  kept = question.training.student.layers
+  log.info("Compiling the step of %d layers for %s; this takes minutes", kept, question.topology)
+  found: dict[str, Any] | None = None
+  content: dict[str, Any] = {"model": model, "topology": question.topology, "slices": question.slices, "fits": False}
+  try:
+    found = answer(question, cache)
+    content |= report(question, found, price)
+  except UsageError as error:
+    # Devices, batch and model that do not divide are a setting that does not fit either.
+    if not str(error).startswith("mesh"):
+      raise
+    content |= {"refused": str(error)}
+  if not content["fits"]:
+    log.info("It does not fit; looking for settings that do")
+    content["nearest"] = _told(nearest(question, found, cache), price)
+  if search:
+    content["settings_tried"] = [_told(each, price) for each in fastest(question, cache)]
+  if sweep:
+    content["sweep"] = swept(question, whole, price, cache)
+  return content
+
+
+def swept(question: Question, whole: int, price: float | None, cache: Path) -> list[dict[str, Any]]:
+  """Returns the figures of the whole model, half of it, and what the recipe keeps: between them cost is linear."""
+  kept = question.training.student.layers
+  lines = []
+  for layers in sorted({whole, kept, max(whole // 2, 1)}, reverse=True):
+    each = question.of_layers(layers)
+    log.info("Compiling the step of %d layers", layers)
+    lines.append({"removed": whole - layers} | report(each, answer(each, cache), price))
+  return lines
+
+
+def _told(tried: Tried | None, price: float | None) -> dict[str, Any] | None:
+  return None if tried is None else {"change": tried.words} | report(tried.question, tried.found, price)

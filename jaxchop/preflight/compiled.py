@@ -3,112 +3,70 @@
 This runs in a process of its own, see alone.py: the TPU compiler wants its settings before JAX is imported.
 """
 
-import dataclasses
 import hashlib
+import importlib.metadata
 import json
-import logging
 import os
 import re
 import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
-import jaxlib
 
-from jaxchop.compiler import compiler_options
 from jaxchop.files import read_json, write_json
 from jaxchop.parallel.hlo import read_cost
-from jaxchop.parallel.peak import peak
-from jaxchop.parallel.sharding import bytes_per_device
-from jaxchop.parallel.topology import chip_of, devices_of
+from jaxchop.parallel.topology import chip_of
 from jaxchop.preflight.schedule import schedule
-from jaxchop.preflight.shapes import Planned, Training, activations, plan
-from jaxchop.preflight.work import product_flops
 
-log = logging.getLogger("jaxchop")
-# Answers of another form, or got in another way, are got anew.
+# Answers of another form, or read in another way, are got anew.
 _FORM = 1
-_OOM = re.compile(
-  r"memory required for HLO temporaries \((?P<need>[\d.]+)(?P<unit>[KMGT]?)\) exceeds available HBM "
-  r"\((?P<limit>[\d.]+)(?P<limit_unit>[KMGT]?)\)"
-)
+_OOM = re.compile(r"\((?P<need>[\d.]+)(?P<unit>[KMGT]?)\) exceeds available HBM \((?P<most>[\d.]+)(?P<per>[KMGT]?)\)")
+_USED = re.compile(r"Used (?P<need>[\d.]+)(?P<unit>[KMGT]?) of (?P<most>[\d.]+)(?P<per>[KMGT]?) hbm", re.IGNORECASE)
 _UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Question:
-  """What is to be compiled, and for which slices."""
+def compiled(
+  lowered: Any, about: Sequence[Any], options: Mapping[str, Any], devices: Sequence[jax.Device], cache: Path
+) -> dict[str, Any]:
+  """Returns what compiling tells, now or when the same program was compiled before, as plain JSON.
 
-  training: Training
-  topology: str
-  slices: int = 1
-
-
-def answer(question: Question, cache: Path) -> dict[str, Any]:
-  """Returns what is known of a training step, as plain JSON: bytes are those of one device.
-
-  `memory` holds the compiler's own figures, or `needed` and `limit` alone where the program does not fit.
+  `devices` stand in the order of the program's numbers; `about` says which they are. `memory` holds bytes of one
+  device, or `needed` and `limit` alone where the program does not fit; `schedule` is that of schedule.py, or None.
   """
-  devices = devices_of(question.topology, question.slices)
-  planned, chip = plan(question.training, devices), chip_of(devices[0])
-  start = time.monotonic()
-  with planned.set():
-    traced = planned.traced()
-    lowered = traced.lower()
-    options = compiler_options(deterministic=question.training.config.deterministic, device=devices[0])
-  about = {
-    "device_kind": devices[0].device_kind,
-    "devices": len(devices),
-    "chips": len(devices) // chip.devices,
-    "mesh": {} if planned.mesh is None else {name: size for name, size in planned.mesh.shape.items() if size > 1},
-    "parts": _parts(planned),
-    "flops_per_step": product_flops(traced.jaxpr.jaxpr),
-    "model_flops_per_step": planned.model_flops,
-    "peak_flops_per_second": peak(devices, question.training.config.compute_dtype).flops_per_second,
-    "trace_seconds": time.monotonic() - start,
-  }
-  found = about | _kept(lowered, question, options, cache, len(devices))
-  numbered = devices if planned.mesh is None else list(planned.mesh.devices.flat)
-  return found | {"limit": chip.hbm, "schedule": found["cost"] and schedule(found.pop("cost"), chip, numbered)}
+  versions = [jax.__version__, importlib.metadata.version("libtpu"), os.environ.get("XLA_FLAGS", "")]
+  key = json.dumps([_FORM, versions, about, dict(options)], sort_keys=True)
+  digest = hashlib.sha256(key.encode() + lowered.as_text().encode()).hexdigest()
+  path, chip = cache / f"{digest[:40]}.json", chip_of(devices[0])
+  cached = path.exists()
+  found = read_json(path) if cached else _compiled(lowered, len(devices)) | {"digest": digest}
+  if not cached:
+    write_json(path, found)
+  cost = found.pop("cost")
+  spent = None if cost is None else schedule(cost, chip, devices)
+  return found | {"cached": cached, "schedule": spent, "limit": found["memory"].get("limit", chip.hbm)}
 
 
-def _parts(planned: Planned) -> dict[str, int]:
-  state = planned.state
-  return {
-    "parameters": bytes_per_device(state.trained),
-    "frozen": bytes_per_device(state.frozen),
-    "optimizer": bytes_per_device(state.opt_state),
-    "activations": activations(planned),
-  }
-
-
-def _kept(lowered: Any, question: Question, options: Any, cache: Path, devices: int) -> dict[str, Any]:
-  """Returns what compiling told, now or when the same program was compiled before."""
-  versions = [_FORM, jax.__version__, jaxlib.__version__, _compiler(), os.environ.get("XLA_FLAGS", "")]
-  about = json.dumps([versions, question.topology, question.slices, options], sort_keys=True)
-  digest = hashlib.sha256(about.encode() + lowered.as_text().encode()).hexdigest()
-  path = cache / f"{digest[:40]}.json"
-  if path.exists():
-    return read_json(path) | {"cached": True}
+def _compiled(lowered: Any, devices: int) -> dict[str, Any]:
   start = time.monotonic()
   try:
-    compiled = lowered.compile()
+    program = lowered.compile()
   except jax.errors.JaxRuntimeError as error:
-    if (said := _OOM.search(str(error))) is None:
+    text = str(error)
+    said = _OOM.search(text) or _USED.search(text)
+    if said is None:
       raise
     found: dict[str, Any] = {"fits": False, "memory": _too_much(said), "cost": None}
   else:
-    cost = read_cost(compiled.as_text(), devices)
+    cost = read_cost(program.as_text(), devices)
     each = [one._asdict() for one in cost.collectives]
-    found = {"fits": True, "memory": _memory(compiled), "cost": cost._asdict() | {"collectives": each}}
-  found |= {"compile_seconds": time.monotonic() - start, "digest": digest}
-  write_json(path, found)
-  return found | {"cached": False}
+    found = {"fits": True, "memory": _memory(program), "cost": cost._asdict() | {"collectives": each}}
+  return found | {"compile_seconds": time.monotonic() - start}
 
 
-def _memory(compiled: Any) -> dict[str, int]:
-  said = compiled.memory_analysis()
+def _memory(program: Any) -> dict[str, int]:
+  said = program.memory_analysis()
   return {
     "peak": said.peak_memory_in_bytes,
     "arguments": said.argument_size_in_bytes,
@@ -119,14 +77,6 @@ def _memory(compiled: Any) -> dict[str, int]:
 
 
 def _too_much(said: re.Match[str]) -> dict[str, int]:
-  need, limit = (round(float(said[name]) * _UNITS[said[unit]]) for name, unit in _OOM_PARTS)
-  return {"needed": need, "limit": limit}
-
-
-_OOM_PARTS = (("need", "unit"), ("limit", "limit_unit"))
-
-
-def _compiler() -> str:
-  from importlib.metadata import version
-
-  return version("libtpu")
+  """Returns what the compiler's refusal says, in bytes; its G is 2^30."""
+  found = {"needed": (said["need"], said["unit"]), "limit": (said["most"], said["per"])}
+  return {name: round(float(value) * _UNITS[unit.upper()]) for name, (value, unit) in found.items()}

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from jaxchop.preflight.compiled import Question
+from jaxchop.preflight.question import Question
 
 
 def report(question: Question, found: Mapping[str, Any], price: float | None = None) -> dict[str, Any]:

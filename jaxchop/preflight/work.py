@@ -33,8 +33,8 @@ def _times(equation: Any) -> int:
     case "scan":
       return equation.params["length"]
     case "shard_map":
-      mesh = equation.params["mesh"]
-      return math.prod(mesh.shape[axis] for axis in equation.params["manual_axes"])
+      mesh, (axes,) = equation.params["mesh"], (v for k, v in equation.params.items() if k.endswith("manual_axes"))
+      return math.prod(mesh.shape[axis] for axis in axes)
   return 1
 
 

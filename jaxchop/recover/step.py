@@ -113,7 +113,7 @@ def make_step(
 def objective_of(
   config: RecoverConfig, join: Join, teacher: Teacher | None = None, fading: Fading | None = None
 ) -> Callable[..., tuple[jax.Array, dict[str, jax.Array]]]:
-  """Returns objective(trained, frozen, batch, updates done): what a step minimises, summed over tokens, and its parts."""
+  """Returns objective(trained, frozen, batch, updates done): the sum over tokens that is minimised, and its parts."""
 
   def objective(trained: Any, frozen: Any, batch: Batch, done: Any) -> tuple[jax.Array, dict[str, jax.Array]]:
     model = join(trained, frozen)
