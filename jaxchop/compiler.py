@@ -7,8 +7,8 @@ much wider than it is high, which is why logits lie with the vocabulary first (m
 Several CPU devices in one process need an option of their own, or their collectives may wait for each other for ever.
 The two do not go together: XLA then compiles a sharded SmolLM2 of 20 layers and more to wrong numbers (a loss of 41,000
 for 29,000). So a program under a mesh has the default library there.
-A GPU sums up in whatever order its threads come, unless it is told not to. A TPU's compiler has two defaults that cost
-more than they give.
+A GPU sums up in whatever order its threads come, unless it is told not to. A TPU holds the code
+in the memory of its arrays.
 """
 
 import functools
@@ -27,12 +27,10 @@ _EXACT = {"xla_cpu_experimental_ynn_fusion_type": ""}
 _ORDERED = {"xla_cpu_scheduler_type": "CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED"}
 # A training step takes 1.3 times as long with it on an H100 (SmolLM2, 16 sequences of 1024 in bfloat16).
 _DETERMINED = {"xla_gpu_exclude_nondeterministic_ops": True}
-# The first takes weights whole before a product where the default passes them round in parts, twice as slow at the
-# batches of FSDP; the second emits code that is the same for several layers once. By the TPU compiler's estimates.
-_SMALLER_AND_FASTER: dict[str, str | bool] = {
-  "xla_jf_spmd_threshold_for_windowed_einsum_mib": "1000000",
-  "xla_tpu_enable_deduplicated_calls": True,
-}
+# Code that is the same for several layers is emitted once: an eighth of it for an unrolled list. Not among these is to
+# switch windowed products off (xla_jf_spmd_threshold_for_windowed_einsum_mib), which speeds up other programs: weights
+# are gathered explicitly here, and what is left of them scatters the head's gradient while it is computed.
+_SMALLER: dict[str, str | bool] = {"xla_tpu_enable_deduplicated_calls": True}
 
 
 def compiler_options(*, deterministic: bool = False, device: jax.Device | None = None) -> dict[str, str | bool]:
@@ -40,7 +38,7 @@ def compiler_options(*, deterministic: bool = False, device: jax.Device | None =
 
   `device` is one of those that the program is for, where it is not for this process's own. That is, on a CPU exact
   float32 products, or collectives in one order where a mesh has several devices of one process; on a GPU, if asked for,
-  results that are the same each time; on a TPU what _SMALLER_AND_FASTER says. Empty where there is nothing to say, or
+  results that are the same each time; on a TPU smaller code. Empty where there is nothing to say, or
   to a compiler that has no such choice.
   """
   wanted: dict[str, str | bool] = {}
@@ -50,7 +48,7 @@ def compiler_options(*, deterministic: bool = False, device: jax.Device | None =
   elif platform == "gpu" and deterministic:
     wanted = {**_DETERMINED}
   elif platform == "tpu":
-    wanted = {**_SMALLER_AND_FASTER}
+    wanted = {**_SMALLER}
   return {name: value for name, value in wanted.items() if _known(name, value, device)}
 
 
