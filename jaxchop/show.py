@@ -186,6 +186,11 @@ def _preflight(console: rich.console.Console, result: Result) -> None:
   for name, value in preflight.rows(result):
     table.add_row(name, rich.text.Text(value))
   console.print(table)
+  for others in preflight.tables(result):
+    side = _table(*preflight.HEAD)
+    for cells in others:
+      side.add_row(*map(rich.text.Text, cells))
+    console.print(side)
   _say(console, *preflight.in_words(result))
 
 

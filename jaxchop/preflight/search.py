@@ -171,7 +171,7 @@ def _meshes(question: Question) -> Iterator[tuple[str, Question]]:
   for sizes in sorted(splits, key=lambda split: (sum(size > 1 for size in split), split[3], split[2], split[0])):
     mesh = MeshConfig(**dict(zip(AXES, sizes, strict=True)), wait=question.training.config.mesh.wait)
     words = ", ".join(f"mesh.{axis} {size}" for axis, size in zip(AXES, sizes, strict=True) if size > 1)
-    yield words, question.changed(mesh=mesh)
+    yield words or "one device", question.changed(mesh=mesh)
 
 
 def _divisors(number: int) -> list[int]:

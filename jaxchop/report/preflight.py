@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from jaxchop.wording import count, duration, number, percent, size
+from jaxchop.wording import count, duration, percent, size
 
 Result = Mapping[str, Any]
 _PARTS = {
@@ -13,12 +13,19 @@ _PARTS = {
   "activations": "kept for the backward pass",
   "temporaries": "other temporaries",
 }
+# Of several settings side by side.
+HEAD = ("", "fits", "HBM", "s a step", "MFU at most", "tokens/s", "bound by")
 
 
 def rows(result: Result) -> Iterator[tuple[str, str]]:
-  """Yields names and values, a line each."""
-  mesh = ", ".join(f"{axis} {length}" for axis, length in result["mesh"].items()) or "one device"
+  """Yields names and values of one setting, a line each."""
   slices = f"{result['slices']} × " if result["slices"] > 1 else ""
+  if "refused" in result:
+    yield "model", result["model"]
+    yield "slice", f"{slices}{result['topology']}"
+    yield "fits", f"NO: {result['refused']}"
+    return
+  mesh = ", ".join(f"{axis} {length}" for axis, length in result["mesh"].items()) or "one device"
   yield "model", f"{result['model']}, {result['layers']} layers"
   yield "slice", f"{slices}{result['topology']}: {result['chips']} chips of {result['device_kind']}; {mesh}"
   yield "step", _step(result["settings"])
@@ -27,8 +34,8 @@ def rows(result: Result) -> Iterator[tuple[str, str]]:
   for part, words in _PARTS.items():
     if hbm[part]:
       yield f"  {words}", size(hbm[part])
-  flops = result["flops_per_step"]
-  yield "FLOP a step", f"{flops:.3g}, {percent(result['remat_overhead'])} above the model's {_model_flops(result)}"
+  more, flops = percent(result["remat_overhead"]), result["model_flops_per_step"]
+  yield "FLOP a step", f"{result['flops_per_step']:.3g}, {more} above the model's {flops:.3g}"
   if "step_seconds_estimate" in result:
     yield from _time(result)
   yield "compiled in", duration(result["compile_seconds"]) + (", an earlier time" if result["cached"] else "")
@@ -41,32 +48,47 @@ def _step(settings: Result) -> str:
   )
 
 
-def _model_flops(result: Result) -> str:
-  return f"{result['model_flops_per_step']:.3g}"
-
-
 def _time(result: Result) -> Iterator[tuple[str, str]]:
   for kind, sent in result["collectives"].items():
     yield f"  {kind}", f"{size(sent)} a device"
   yield "over ICI, DCN", f"{size(result['links']['ici'])}, {size(result['links']['dcn'])} a device"
-  yield "seconds a step", f"{number(result['step_seconds_estimate'])}, estimated"
+  yield "seconds a step", f"{result['step_seconds_estimate']:.4g}, estimated"
   for name, seconds in result["seconds_by_resource"].items():
-    yield f"  {name}", f"{number(seconds)} s"
+    yield f"  {name}", f"{seconds:.4g}"
   yield "bound by", result["bound_by"]
   yield "MFU at most", percent(result["mfu_bound"])
   yield "tokens a second", count(result["tokens_per_second"])
   price = f", {result['price']:,.0f} at {result['price_per_chip_hour']:g} a chip-hour" if "price" in result else ""
-  yield (
-    f"{count(result['tokens'])} tokens",
-    (f"{duration(3600 * result['hours'])}, {number(result['chip_hours'])} chip-hours{price}"),
-  )
+  spent = f"{duration(3600 * result['hours'])}, {result['chip_hours']:,.1f} chip-hours{price}"
+  yield f"{count(result['tokens'])} tokens", spent
+
+
+def tables(result: Result) -> Iterator[list[tuple[str, ...]]]:
+  """Yields the rows of tables with HEAD: of the nearest setting that fits, of those tried, of other layer counts."""
+  if near := result.get("nearest"):
+    yield [_cells(near, near["change"])]
+  if tried := result.get("settings_tried"):
+    yield [_cells(each, each["change"]) for each in tried]
+  if sweep := result.get("sweep"):
+    yield [_cells(each, f"{each['removed']} layers removed") for each in sweep]
+
+
+def _cells(result: Result, name: str) -> tuple[str, ...]:
+  hbm = result["hbm"]
+  own = name, "yes" if result["fits"] else "NO", f"{_gib(hbm['peak_bytes'])} of {_gib(hbm['limit_bytes'])}"
+  if "step_seconds_estimate" not in result:
+    return *own, "", "", "", ""
+  rate = count(result["tokens_per_second"])
+  return *own, f"{result['step_seconds_estimate']:.4g}", percent(result["mfu_bound"]), rate, result["bound_by"]
 
 
 def in_words(result: Result) -> Iterator[str]:
   """Yields what a person should know of these figures."""
-  over = result["hbm"]["peak_bytes"] - result["hbm"]["limit_bytes"]
-  if not result["fits"]:
-    yield f"Too much by {_gib(over)} a device."
+  if "hbm" in result and not result["fits"]:
+    yield f"Too much by {_gib(result['hbm']['peak_bytes'] - result['hbm']['limit_bytes'])} a device."
+  if "nearest" in result:
+    near = result["nearest"]
+    yield f"This fits: {near['change']}" if near else "No setting near it fits: take a larger slice or fewer layers."
   if result.get("kernels_without_estimate"):
     yield "Hand-written kernels (attention) carry no estimate: their time comes on top."
   yield "Memory is the compiler's plan; seconds are its estimates and the published links, to compare settings by."
