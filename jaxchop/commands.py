@@ -204,6 +204,7 @@ def preflight(options: Any) -> dict[str, Any]:
     price=options.price,
     search=options.search,
     sweep=options.sweep_layers,
+    programs=options.programs,
   )
 
 

@@ -87,19 +87,18 @@ class Program(Generic[R]):
     self._by_options: dict[tuple[str, ...], Any] = {}
     functools.update_wrapper(self, function)
 
-  @property
-  def _jitted(self) -> Any:
-    options = compiler_options()
+  def _jitted(self, device: jax.Device | None = None) -> Any:
+    options = compiler_options(device=device)
     if tuple(options) not in self._by_options:
       self._by_options[tuple(options)] = jax.jit(self._function, compiler_options=options, **self._options)
     return self._by_options[tuple(options)]
 
   def __call__(self, *args: Any, **kwargs: Any) -> R:
-    return self._jitted(*args, **kwargs)
+    return self._jitted()(*args, **kwargs)
 
-  def lower(self, *args: Any) -> Any:
-    """Returns the lowered program of these arguments, which may be abstract."""
-    return self._jitted.lower(*args)
+  def lower(self, *args: Any, device: jax.Device | None = None) -> Any:
+    """Returns the lowered program of these arguments, which may be abstract; for `device`, where they lie elsewhere."""
+    return self._jitted(device).lower(*args)
 
   @property
   def compiled(self) -> int:

@@ -1,6 +1,7 @@
 """`jaxchop preflight`: what a recipe's training would need and take on TPU slices, from their compiler alone."""
 
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +10,8 @@ from jaxchop.errors import UsageError
 from jaxchop.hub.architectures import shape_of
 from jaxchop.preflight.alone import alone, cache_folder
 from jaxchop.preflight.asked import training_of
-from jaxchop.preflight.question import Question, answer
-from jaxchop.preflight.report import report
+from jaxchop.preflight.question import Question, answer, others
+from jaxchop.preflight.report import program, report
 from jaxchop.preflight.search import Tried, fastest, nearest
 from jaxchop.prune.plan import Plan
 
@@ -27,15 +28,21 @@ def preflight(
   price: float | None = None,
   search: bool = False,
   sweep: bool = False,
+  programs: Sequence[str] = (),
 ) -> dict[str, Any]:
   """Returns the figures of a recipe's training step on so many slices of a topology, as plain JSON.
 
   Where it does not fit, `nearest` holds those of settings that do, or None. With `search`, `settings_tried` holds
   those of other meshes and remat policies, the fastest first; with `sweep`, `sweep` those of other numbers of layers.
+  `programs` are others of the recipe to compile: held_out, evaluation, decode.
   """
   question = Question(training=training_of(recipe, plan, layers), topology=topology, slices=slices)
   whole = shape_of(recipe.model).layers
-  return alone(figures, recipe.model, question, whole, price, search, sweep, cache_folder())
+  content = alone(figures, recipe.model, question, whole, price, search, sweep, cache_folder())
+  if programs:
+    told = alone(others, question, recipe.evaluate, tuple(programs), cache_folder())
+    content["programs"] = {name: program(found, recipe.evaluate, name) for name, found in told.items()}
+  return content
 
 
 def figures(

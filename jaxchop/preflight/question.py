@@ -2,16 +2,27 @@
 
 import dataclasses
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import jax
+import numpy as np
+
 from jaxchop.compiler import compiler_options
+from jaxchop.config import EvaluateConfig
+from jaxchop.evaluate.perplexity import window_nll
+from jaxchop.evaluate.speed import lowered as speed_programs
+from jaxchop.model.tree import abstract
 from jaxchop.parallel.peak import peak
 from jaxchop.parallel.sharding import bytes_per_device
 from jaxchop.parallel.topology import chip_of, devices_of
 from jaxchop.preflight.compiled import compiled
-from jaxchop.preflight.shapes import Planned, Training, activations, plan
+from jaxchop.preflight.shapes import Planned, Training, activations, on_one, plan
 from jaxchop.preflight.work import product_flops
+from jaxchop.recover.feed import batch_shapes
+from jaxchop.recover.program import lowered_loss
+from jaxchop.training import RecoverConfig
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -58,6 +69,47 @@ def answer(question: Question, cache: Path) -> dict[str, Any]:
     "peak_flops_per_second": peak(devices, config.compute_dtype).flops_per_second,
     "trace_seconds": seconds,
   } | compiled(lowered, [question.topology, question.slices], options, numbered, cache)
+
+
+def others(
+  question: Question, evaluate: EvaluateConfig, names: Sequence[str], cache: Path
+) -> dict[str, dict[str, Any]]:
+  """Returns what compiling the other programs of a recipe tells, by their names.
+
+  `held_out` measures between two steps, on all devices; `evaluation` and `decode` run as the recipe's stages run them,
+  in float32 on one device.
+  """
+  devices, found = devices_of(question.topology, question.slices), {}
+  for name in names:
+    lowered, numbered = _lowered(question, evaluate, name, devices)
+    about = [question.topology, question.slices, name]
+    found[name] = compiled(lowered, about, compiler_options(device=devices[0]), numbered, cache)
+  return found
+
+
+def _lowered(
+  question: Question, evaluate: EvaluateConfig, name: str, devices: Sequence[jax.Device]
+) -> tuple[Any, Sequence[jax.Device]]:
+  """Returns a program and the devices that it runs on, in the order of its numbers."""
+  if name == "held_out":
+    planned = plan(question.training, devices)
+    with planned.set():
+      shapes = batch_shapes(_micro(question.training), planned.mesh, segments=False)
+      lowered = lowered_loss(question.training.config, planned.way, planned.state, shapes)
+    return lowered, devices if planned.mesh is None else list(planned.mesh.devices.flat)
+  device = devices[0]
+  model = on_one(abstract(*question.training.student), device)
+  if name == "decode":
+    ids_BT = jax.ShapeDtypeStruct((1, evaluate.prompt_tokens), np.int32)
+    return speed_programs(model, on_one(ids_BT, device), evaluate.new_tokens, device)[1], [device]
+  size = evaluate.batch_size, evaluate.window
+  ids_BW, weight_BW = jax.ShapeDtypeStruct(size, np.int32), jax.ShapeDtypeStruct(size, np.float32)
+  return window_nll.lower(model, *on_one((ids_BW, ids_BW, weight_BW), device), device=device), [device]
+
+
+def _micro(training: Training) -> RecoverConfig:
+  """Returns the settings of a batch that is one micro-batch."""
+  return dataclasses.replace(training.config, batch_size=training.rows, accumulate=1)
 
 
 def parts(planned: Planned) -> dict[str, int]:

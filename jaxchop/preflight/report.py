@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
+from jaxchop.config import EvaluateConfig
 from jaxchop.preflight.question import Question
 
 
@@ -31,6 +32,20 @@ def report(question: Question, found: Mapping[str, Any], price: float | None = N
   if found["schedule"] is None:
     return content
   return content | _time(found, tokens, config.steps, price)
+
+
+def program(found: Mapping[str, Any], evaluate: EvaluateConfig, name: str) -> dict[str, Any]:
+  """Returns the figures of a program beside the step; of `decode`, the seconds of a token."""
+  memory = found["memory"]
+  content = {
+    "fits": found["fits"],
+    "hbm": {"peak_bytes": memory["peak" if found["fits"] else "needed"], "limit_bytes": found["limit"]},
+    **{key: found[key] for key in ("compile_seconds", "cached")},
+  }
+  if found["schedule"] is None:
+    return content
+  runs = evaluate.new_tokens if name == "decode" else 1
+  return content | {"seconds_estimate": sum(found["schedule"]["seconds"].values()) / runs}
 
 
 def hbm(found: Mapping[str, Any]) -> dict[str, int]:

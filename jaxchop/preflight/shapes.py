@@ -86,7 +86,7 @@ def plan(training: Training, devices: Sequence[jax.Device]) -> Planned:
       frozen = frozen | own
     trained, opt_state = begun(config, trained, mesh)
     if mesh is None:
-      opt_state = _on(opt_state, devices[0])
+      opt_state = on_one(opt_state, devices[0])
   return Planned(training, way, mesh, State(trained, opt_state, frozen), teacher)
 
 
@@ -113,9 +113,10 @@ def _residuals(planned: Planned, rows: int) -> int:
 
 
 def _placed(model: Any, mesh: Mesh | None, device: jax.Device) -> Any:
-  return _on(model, device) if mesh is None else planned(model, mesh)
+  return on_one(model, device) if mesh is None else planned(model, mesh)
 
 
-def _on(tree: Any, device: jax.Device) -> Any:
+def on_one(tree: Any, device: jax.Device) -> Any:
+  """Returns shapes that all lie whole on one device."""
   place = SingleDeviceSharding(device)
   return jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=place), tree)

@@ -8,10 +8,12 @@ import numpy as np
 from jax.sharding import Mesh
 
 from jaxchop.compiler import compiler_options
+from jaxchop.data.batch import Batch
 from jaxchop.parallel.peak import own
 from jaxchop.parallel.sharding import audit, concrete, told_shape
 from jaxchop.recover.fading import Fading
 from jaxchop.recover.feed import batch_shapes
+from jaxchop.recover.objective import summed_loss
 from jaxchop.recover.step import init_optimizer, make_step
 from jaxchop.recover.teacher import Teacher
 from jaxchop.recover.trainable import Flat, Way
@@ -63,6 +65,17 @@ def traced_step(
   )
   scalars = np.int32(0), np.float32(np.inf), told_shape(mesh)
   return step.trace(trained, opt_state, batch_shapes(config, mesh, segments), *scalars, frozen)
+
+
+def lowered_loss(config: RecoverConfig, way: Way, state: State, batch: Any) -> Any:
+  """Returns the lowered program (trained, frozen, batch) -> summed loss, of a micro-batch of held-out windows."""
+  device = own([*jax.tree.leaves(state.trained)[0].sharding.device_set])
+
+  def measured(trained: Flat, frozen: Flat, batch: Batch) -> jax.Array:
+    model = way.join(trained, frozen)
+    return summed_loss(model, batch, compute_dtype=config.compute_dtype, layout=config.layout, remat="none")
+
+  return jax.jit(measured, compiler_options=compiler_options(device=device)).lower(state.trained, state.frozen, batch)
 
 
 def _described(array: Any) -> jax.ShapeDtypeStruct:

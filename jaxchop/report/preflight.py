@@ -39,6 +39,10 @@ def rows(result: Result) -> Iterator[tuple[str, str]]:
   if "step_seconds_estimate" in result:
     yield from _time(result)
   yield "compiled in", duration(result["compile_seconds"]) + (", an earlier time" if result["cached"] else "")
+  for name, found in result.get("programs", {}).items():
+    needs = f"{_gib(found['hbm']['peak_bytes'])} of {_gib(found['hbm']['limit_bytes'])}"
+    takes = f", {found['seconds_estimate']:.3g} s{' a token' if name == 'decode' else ''}" if found["fits"] else ""
+    yield name.replace("_", "-"), f"{'fits' if found['fits'] else 'does NOT fit'}: {needs} a device{takes}"
 
 
 def _step(settings: Result) -> str:

@@ -10,6 +10,7 @@ from jaxchop.cli import main
 from jaxchop.errors import UsageError
 from jaxchop.parallel import topology
 
+CONFIGS = Path(__file__).parents[2] / "configs"
 RECIPE = """
 out: runs/x
 model: {model}
@@ -70,3 +71,42 @@ def test_without_the_compiler_it_says_what_to_install(monkeypatch):
   monkeypatch.setattr(topology.importlib.util, "find_spec", lambda name: None)
   with pytest.raises(UsageError, match=r"pip install 'jaxchop\[tpu\]' \(no TPU is needed\)"):
     topology.require_compiler()
+
+
+@pytest.mark.slow
+def test_fewer_layers_other_meshes_and_other_programs_stand_beside_the_step(folder, capfd):
+  options = ("--search", "--sweep-layers", "--programs", "held_out", "evaluation", "decode")
+  code, found = preflight(folder, capfd, *options)
+  assert code == 0
+  tried = found["settings_tried"]
+  assert [each["change"] for each in tried if each["fits"]] and len({each["change"] for each in tried}) == len(tried)
+  seconds = [each["step_seconds_estimate"] for each in tried if each["fits"]]
+  assert seconds == sorted(seconds)
+  assert [each["removed"] for each in found["sweep"]] == [0, 2, 3]
+  for cost in ("model_flops_per_step", "step_seconds_estimate"):
+    steps = [each[cost] for each in found["sweep"]]
+    assert steps == sorted(steps, reverse=True)
+  assert {name for name, each in found["programs"].items() if each["fits"]} == {"held_out", "evaluation", "decode"}
+  assert 0 < found["programs"]["decode"]["seconds_estimate"] < 1
+
+
+@pytest.mark.slow
+def test_two_slices_sum_up_over_the_slow_network(folder, capfd):
+  options = ("--topology", "v5e:2x2", "--slices", "2", "--recover.mesh.data", "2", "--recover.batch_size", "8")
+  code, found = preflight(folder, capfd, *options)
+  assert code == 0 and found["fits"] and found["chips"] == 8 and found["mesh"] == {"data": 2, "fsdp": 4}
+  assert found["links"]["dcn"] > 0 and found["links"]["ici"] > 0
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+def test_the_shipped_recipe_fits_its_slice_and_an_impossible_one_is_helped(capfd):
+  recipe = str(CONFIGS / "slices" / "llama-2-7b-v5e-4x4.yaml")
+  assert main(["preflight", recipe, "--topology", "v5e:4x4", "--json"]) == 0
+  found = json.loads(capfd.readouterr().out)
+  assert found["fits"] and found["layers"] == 24 and found["chips"] == 16
+  assert 0.2 < found["mfu_bound"] < 1
+  assert main(["preflight", recipe, "--topology", "v5e:2x2", "--json"]) == 0
+  found = json.loads(capfd.readouterr().out)
+  assert not found["fits"] and found["hbm"]["peak_bytes"] > found["hbm"]["limit_bytes"]
+  assert found["nearest"]["fits"]
