@@ -7,6 +7,9 @@ from jaxchop.config import EvaluateConfig
 from jaxchop.preflight.question import Question
 
 
+_RESERVED = ("arguments", "temporaries", "results", "code")
+
+
 def report(question: Question, found: Mapping[str, Any], price: float | None = None) -> dict[str, Any]:
   """Returns the figures of one setting as plain JSON; bytes are those of one device, `price` is of a chip's hour."""
   config = question.training.config
@@ -49,7 +52,11 @@ def program(found: Mapping[str, Any], evaluate: EvaluateConfig, name: str) -> di
 
 
 def hbm(found: Mapping[str, Any]) -> dict[str, int]:
-  """Returns the memory of a device by part; the parts make up `peak_bytes`, the compiler's own figure."""
+  """Returns the memory of a device by part; the parts make up `peak_bytes`, the compiler's figure of what is alive.
+
+  `reserved_bytes` is what the program takes with its code and with gaps between what is alive, and what is held against
+  the limit. Of a program that does not fit the compiler tells that alone.
+  """
   memory, parts = found["memory"], found["parts"]
   peak = memory["peak"] if found["fits"] else memory["needed"]
   limit = found["limit"] if found["fits"] else memory["limit"]
@@ -59,6 +66,7 @@ def hbm(found: Mapping[str, Any]) -> dict[str, int]:
   activations = max(min(parts["activations"], left), 0)
   return {
     "peak_bytes": peak,
+    "reserved_bytes": sum(memory[name] for name in _RESERVED) if found["fits"] else peak,
     "limit_bytes": limit,
     **held,
     "activations": activations,

@@ -30,7 +30,9 @@ def rows(result: Result) -> Iterator[tuple[str, str]]:
   yield "slice", f"{slices}{result['topology']}: {result['chips']} chips of {result['device_kind']}; {mesh}"
   yield "step", _step(result["settings"])
   hbm = result["hbm"]
-  yield "fits", f"{'yes' if result['fits'] else 'NO'}: {_gib(hbm['peak_bytes'])} of {_gib(hbm['limit_bytes'])} a device"
+  takes = f"{_gib(hbm['reserved_bytes'])} of {_gib(hbm['limit_bytes'])} a device"
+  yield "fits", f"{'yes' if result['fits'] else 'NO'}: {takes}" + (", gaps and code included" if result["fits"] else "")
+  yield "HBM at the peak", _gib(hbm["peak_bytes"])
   for part, words in _PARTS.items():
     if hbm[part]:
       yield f"  {words}", size(hbm[part])
