@@ -202,6 +202,7 @@ def _preflight(parser: _Parser) -> None:
   parser.add_argument("--price", type=float, help="what an hour of a chip costs, in any currency")
   parser.add_argument("--search", action="store_true", help="compile other meshes and remat policies, fastest first")
   parser.add_argument("--sweep-layers", action="store_true", help="show what it costs to remove more or fewer layers")
+  parser.add_argument("--save", metavar="FILE", help="write the compiled step, which recover.program=FILE loads")
   parser.add_argument(
     "--programs",
     nargs="+",

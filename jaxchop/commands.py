@@ -33,6 +33,7 @@ from jaxchop.parallel.channel import Channel
 from jaxchop.parallel.hosts import joined, require_one
 from jaxchop.pipeline import run as run_recipe
 from jaxchop.pipeline import spent_on
+from jaxchop.preflight.command import Wishes
 from jaxchop.preflight.command import preflight as foreseen
 from jaxchop.prune import plan as plans
 from jaxchop.prune.agreement import agreement, usual_count, verdicts
@@ -201,10 +202,13 @@ def preflight(options: Any) -> dict[str, Any]:
     options.slices,
     plan=read_plan(Path(options.plan)) if options.plan else None,
     layers=options.layers,
-    price=options.price,
-    search=options.search,
-    sweep=options.sweep_layers,
-    programs=options.programs,
+    wishes=Wishes(
+      price=options.price,
+      search=options.search,
+      sweep=options.sweep_layers,
+      programs=tuple(options.programs),
+      save=Path(options.save).absolute() if options.save else None,
+    ),
   )
 
 

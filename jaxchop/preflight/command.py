@@ -1,7 +1,7 @@
 """`jaxchop preflight`: what a recipe's training would need and take on TPU slices, from their compiler alone."""
 
+import dataclasses
 import logging
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,22 @@ from jaxchop.prune.plan import Plan
 log = logging.getLogger("jaxchop")
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Wishes:
+  """What is asked for beside the figures of the step."""
+
+  # What an hour of a chip costs.
+  price: float | None = None
+  # Figures of other meshes and remat policies.
+  search: bool = False
+  # Figures of other numbers of layers.
+  sweep: bool = False
+  # Other programs of the recipe to compile: held_out, evaluation, decode.
+  programs: tuple[str, ...] = ()
+  # File for the compiled step, which recover.program loads.
+  save: Path | None = None
+
+
 def preflight(
   recipe: Recipe,
   topology: str,
@@ -25,37 +41,32 @@ def preflight(
   *,
   plan: Plan | None = None,
   layers: int | None = None,
-  price: float | None = None,
-  search: bool = False,
-  sweep: bool = False,
-  programs: Sequence[str] = (),
+  wishes: Wishes = Wishes(),
 ) -> dict[str, Any]:
   """Returns the figures of a recipe's training step on so many slices of a topology, as plain JSON.
 
-  Where it does not fit, `nearest` holds those of settings that do, or None. With `search`, `settings_tried` holds
-  those of other meshes and remat policies, the fastest first; with `sweep`, `sweep` those of other numbers of layers.
-  `programs` are others of the recipe to compile: held_out, evaluation, decode.
+  Its layers are those of `plan`, or `layers` in number, or as the recipe says. Where it does not fit, `nearest` holds
+  the figures of settings that do, or None. What is wished for stands beside them: `settings_tried`, the fastest first,
+  `sweep` and `programs`.
   """
   question = Question(training=training_of(recipe, plan, layers), topology=topology, slices=slices)
   whole = shape_of(recipe.model).layers
-  content = alone(figures, recipe.model, question, whole, price, search, sweep, cache_folder())
-  if programs:
-    told = alone(others, question, recipe.evaluate, tuple(programs), cache_folder())
+  content = {"model": recipe.model} | alone(figures, question, whole, wishes, cache_folder())
+  if wishes.programs:
+    told = alone(others, question, recipe.evaluate, wishes.programs, cache_folder())
     content["programs"] = {name: program(found, recipe.evaluate, name) for name, found in told.items()}
   return content
 
 
-def figures(
-  model: str, question: Question, whole: int, price: float | None, search: bool, sweep: bool, cache: Path
-) -> dict[str, Any]:
-  """Returns what `preflight` does; runs in the process that compiles."""
+def figures(question: Question, whole: int, wishes: Wishes, cache: Path) -> dict[str, Any]:
+  """Returns what `preflight` does of a model of `whole` layers; runs in the process that compiles."""
   kept = question.training.student.layers
   log.info("Compiling the step of %d layers for %s; this takes minutes", kept, question.topology)
   found: dict[str, Any] | None = None
-  content: dict[str, Any] = {"model": model, "topology": question.topology, "slices": question.slices, "fits": False}
+  content: dict[str, Any] = {"topology": question.topology, "slices": question.slices, "fits": False}
   try:
-    found = answer(question, cache)
-    content |= report(question, found, price)
+    found = answer(question, cache, wishes.save)
+    content |= report(question, found, wishes.price)
   except UsageError as error:
     # Devices, batch and model that do not divide are a setting that does not fit either.
     if not str(error).startswith("mesh"):
@@ -63,11 +74,11 @@ def figures(
     content |= {"refused": str(error)}
   if not content["fits"]:
     log.info("It does not fit; looking for settings that do")
-    content["nearest"] = _told(nearest(question, found, cache), price)
-  if search:
-    content["settings_tried"] = [_told(each, price) for each in fastest(question, cache)]
-  if sweep:
-    content["sweep"] = swept(question, whole, price, cache)
+    content["nearest"] = _told(nearest(question, found, cache), wishes.price)
+  if wishes.search:
+    content["settings_tried"] = [_told(each, wishes.price) for each in fastest(question, cache)]
+  if wishes.sweep:
+    content["sweep"] = swept(question, whole, wishes.price, cache)
   return content
 
 

@@ -3,10 +3,6 @@
 This runs in a process of its own, see alone.py: the TPU compiler wants its settings before JAX is imported.
 """
 
-import hashlib
-import importlib.metadata
-import json
-import os
 import re
 import time
 from collections.abc import Mapping, Sequence
@@ -19,6 +15,7 @@ from jaxchop.files import read_json, write_json
 from jaxchop.parallel.hlo import read_cost
 from jaxchop.parallel.topology import chip_of
 from jaxchop.preflight.schedule import schedule
+from jaxchop.recover.saved import program_digest, save, saved_digest
 
 # Answers of another form, or read in another way, are got anew.
 _FORM = 1
@@ -28,19 +25,17 @@ _UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
 
 def compiled(
-  lowered: Any, about: Sequence[Any], options: Mapping[str, Any], devices: Sequence[jax.Device], cache: Path
+  lowered: Any, options: Mapping[str, Any], devices: Sequence[jax.Device], cache: Path, keep: Path | None = None
 ) -> dict[str, Any]:
   """Returns what compiling tells, now or when the same program was compiled before, as plain JSON.
 
-  `devices` stand in the order of the program's numbers; `about` says which they are. `memory` holds bytes of one
-  device, or `needed` and `limit` alone where the program does not fit; `schedule` is that of schedule.py, or None.
+  `devices` stand in the order of the program's numbers; `keep` is a file for the compiled program. `memory` holds bytes
+  of one device, or `needed` and `limit` alone where it does not fit; `schedule` is that of schedule.py, or None.
   """
-  versions = [jax.__version__, importlib.metadata.version("libtpu"), os.environ.get("XLA_FLAGS", "")]
-  key = json.dumps([_FORM, versions, about, dict(options)], sort_keys=True)
-  digest = hashlib.sha256(key.encode() + lowered.as_text().encode()).hexdigest()
-  path, chip = cache / f"{digest[:40]}.json", chip_of(devices[0])
-  cached = path.exists()
-  found = read_json(path) if cached else _compiled(lowered, len(devices)) | {"digest": digest}
+  digest = program_digest(lowered, options, devices)
+  path, chip = cache / f"{digest[:40]}-{_FORM}.json", chip_of(devices[0])
+  cached = path.exists() and (keep is None or saved_digest(keep) == digest)
+  found = read_json(path) if cached else _compiled(lowered, len(devices), digest, keep)
   if not cached:
     write_json(path, found)
   cost = found.pop("cost")
@@ -48,7 +43,7 @@ def compiled(
   return found | {"cached": cached, "schedule": spent, "limit": found["memory"].get("limit", chip.hbm)}
 
 
-def _compiled(lowered: Any, devices: int) -> dict[str, Any]:
+def _compiled(lowered: Any, devices: int, digest: str, keep: Path | None) -> dict[str, Any]:
   start = time.monotonic()
   try:
     program = lowered.compile()
@@ -62,7 +57,9 @@ def _compiled(lowered: Any, devices: int) -> dict[str, Any]:
     cost = read_cost(program.as_text(), devices)
     each = [one._asdict() for one in cost.collectives]
     found = {"fits": True, "memory": _memory(program), "cost": cost._asdict() | {"collectives": each}}
-  return found | {"compile_seconds": time.monotonic() - start}
+    if keep is not None:
+      save(program, digest, keep)
+  return found | {"compile_seconds": time.monotonic() - start, "digest": digest}
 
 
 def _memory(program: Any) -> dict[str, int]:

@@ -44,10 +44,10 @@ class Question:
     return dataclasses.replace(self, training=dataclasses.replace(self.training, student=student))
 
 
-def answer(question: Question, cache: Path) -> dict[str, Any]:
+def answer(question: Question, cache: Path, keep: Path | None = None) -> dict[str, Any]:
   """Returns what is known of a training's step, as plain JSON; bytes are those of one device.
 
-  Raises UsageError where the mesh fits neither slice nor batch nor model.
+  `keep` is a file for the compiled program. Raises UsageError where the mesh fits neither slice nor batch nor model.
   """
   devices = devices_of(question.topology, question.slices)
   planned, config = plan(question.training, devices), question.training.config
@@ -68,7 +68,7 @@ def answer(question: Question, cache: Path) -> dict[str, Any]:
     "model_flops_per_step": planned.model_flops,
     "peak_flops_per_second": peak(devices, config.compute_dtype).flops_per_second,
     "trace_seconds": seconds,
-  } | compiled(lowered, [question.topology, question.slices], options, numbered, cache)
+  } | compiled(lowered, options, numbered, cache, keep)
 
 
 def others(
@@ -82,8 +82,7 @@ def others(
   devices, found = devices_of(question.topology, question.slices), {}
   for name in names:
     lowered, numbered = _lowered(question, evaluate, name, devices)
-    about = [question.topology, question.slices, name]
-    found[name] = compiled(lowered, about, compiler_options(device=devices[0]), numbered, cache)
+    found[name] = compiled(lowered, compiler_options(device=devices[0]), numbered, cache)
   return found
 
 

@@ -6,7 +6,6 @@ from typing import Any
 from jaxchop.config import EvaluateConfig
 from jaxchop.preflight.question import Question
 
-
 _RESERVED = ("arguments", "temporaries", "results", "code")
 
 

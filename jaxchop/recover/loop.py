@@ -13,19 +13,21 @@ import jax
 import numpy as np
 from numpy.typing import NDArray
 
+from jaxchop.compiler import compiler_options
 from jaxchop.errors import Interrupted, JaxchopError, Preempted, UsageError
 from jaxchop.model.llama import Llama
 from jaxchop.parallel.channel import ALONE, Channel
 from jaxchop.parallel.mesh import make_mesh
 from jaxchop.parallel.sharding import own_rows, spread
 from jaxchop.progress import Bar, stage
+from jaxchop.recover import saved
 from jaxchop.recover.checkpoint import Unsaved
 from jaxchop.recover.fading import Fading
 from jaxchop.recover.feed import Batches, blank, next_batch, placed
 from jaxchop.recover.fork import decay_only, origin_of
 from jaxchop.recover.held_out import HeldOut
 from jaxchop.recover.outcome import Recovered, outcome
-from jaxchop.recover.outlook import in_words, outlook
+from jaxchop.recover.outlook import devices_of, in_words, outlook
 from jaxchop.recover.profile import Profile
 from jaxchop.recover.program import State, traced_step
 from jaxchop.recover.run import FREE, Run
@@ -143,7 +145,7 @@ def _compiled(
   state = State(run.trained, run.opt_state, run.frozen)
   with stage("Compiling the training step", 1, "programs") as bar:
     traced = traced_step(config, run.way, state, run.mesh, segments=segments, teacher=run.teacher, fading=fading)
-    program = traced.lower().compile()
+    program = _program(config, traced.lower(), devices_of(run.mesh))
     bar.advance()
   run.journal.note("compile", seconds=bar.seconds)
   known = outlook(run, program)
@@ -152,6 +154,15 @@ def _compiled(
   run.journal.note("plan", plan=known)
   run.least_seconds = known["flops_per_step"] / known["peak_flops_per_second"]
   return program, bar.seconds
+
+
+def _program(config: RecoverConfig, lowered: Any, devices: Sequence[jax.Device]) -> Any:
+  """Returns the compiled step, out of a file where there is one of this very program."""
+  found = None
+  if config.program is not None:
+    options = compiler_options(deterministic=config.deterministic)
+    found = saved.load(Path(config.program), saved.program_digest(lowered, options, devices), lowered, devices)
+  return lowered.compile() if found is None else found
 
 
 def _train(

@@ -35,7 +35,7 @@ log = logging.getLogger("jaxchop")
 # Settings that change how a step is computed or kept, not which step it is: a run may go on with others.
 FREE = {"accumulate", "layout", "remat", "mesh", "checkpoint_every", "keep_checkpoints", "keep_every", "keep_best"}
 FREE |= {"evaluate_every", "evaluate_windows", "deterministic"}
-FREE |= {"skip_nonfinite", "spike", "track", "profile_steps"}
+FREE |= {"skip_nonfinite", "spike", "track", "profile_steps", "program"}
 # A teacher and its own weights.
 Taught = tuple[Teacher, Flat]
 # What a checkpoint says of itself, not of its run.
