@@ -45,27 +45,29 @@ def nearest(question: Question, found: dict[str, Any] | None, cache: Path) -> Tr
 
   Tried in this order: more micro-batches, more remat, both, another split of the devices, a larger slice.
   """
-  short = None
-  if found is not None:
-    # What the compiler needs beyond what is known of a setting's parts.
-    short = found["memory"]["needed"] - sum(found["parts"].values())
+  short = 0.0 if found is None else _short(found)
   tried = 0
   for words, candidate in itertools.islice(_near(question), _LOOKS):
     try:
       guess = guessed(candidate)
     except UsageError:
       continue
-    limit = chip_of(devices_of(candidate.topology, candidate.slices)[0]).hbm
-    if guess.least_bytes + max(short or 0, 0) > limit:
+    devices = devices_of(candidate.topology, candidate.slices)
+    if guess.least_bytes + short / len(devices) > chip_of(devices[0]).hbm:
       continue
     log.info("Trying %s", words)
     told = answer(candidate, cache)
     if told["fits"]:
       return Tried(words, candidate, told)
-    short = told["memory"]["needed"] - sum(told["parts"].values())
+    short = _short(told)
     if (tried := tried + 1) == TRIES:
       break
   return None
+
+
+def _short(found: dict[str, Any]) -> float:
+  """Returns what the compiler needs beyond what is known of a setting's parts, on all devices: mostly cut as these."""
+  return max(found["memory"]["needed"] - sum(found["parts"].values()), 0) * found["devices"]
 
 
 def fastest(question: Question, cache: Path, tries: int = TRIES) -> list[Tried]:
@@ -102,6 +104,8 @@ def guessed(question: Question) -> Guess:
   """Returns what formulas say of a setting; raises UsageError where its mesh fits neither slice nor batch nor model."""
   devices = devices_of(question.topology, question.slices)
   planned, chip = plan(question.training, devices), chip_of(devices[0])
+  if planned.mesh is not None and planned.mesh.size < len(devices):
+    raise UsageError("mesh: some of the devices would have nothing to do")
   config, student = question.training.config, question.training.student
   shape = dict.fromkeys(AXES, 1) if planned.mesh is None else dict(planned.mesh.shape)
   held = bytes_per_device(planned.state) + _kept(question, len(devices) // shape["tensor"])
