@@ -61,6 +61,7 @@ def answer(question: Question, cache: Path, keep: Path | None = None) -> dict[st
   return {
     "device_kind": devices[0].device_kind,
     "devices": len(devices),
+    "idle": planned.idle(devices),
     "chips": len(devices) // chip_of(devices[0]).devices,
     "mesh": {} if planned.mesh is None else {name: size for name, size in planned.mesh.shape.items() if size > 1},
     "parts": parts(planned),

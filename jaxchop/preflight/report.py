@@ -17,7 +17,7 @@ def report(question: Question, found: Mapping[str, Any], price: float | None = N
     "fits": found["fits"],
     "topology": question.topology,
     "slices": question.slices,
-    **{name: found[name] for name in ("device_kind", "devices", "chips", "mesh")},
+    **{name: found[name] for name in ("device_kind", "devices", "idle", "chips", "mesh")},
     "layers": question.training.student.layers,
     "settings": {
       name: getattr(config, name)

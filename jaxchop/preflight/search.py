@@ -104,7 +104,7 @@ def guessed(question: Question) -> Guess:
   """Returns what formulas say of a setting; raises UsageError where its mesh fits neither slice nor batch nor model."""
   devices = devices_of(question.topology, question.slices)
   planned, chip = plan(question.training, devices), chip_of(devices[0])
-  if planned.mesh is not None and planned.mesh.size < len(devices):
+  if planned.idle(devices):
     raise UsageError("mesh: some of the devices would have nothing to do")
   config, student = question.training.config, question.training.student
   shape = dict.fromkeys(AXES, 1) if planned.mesh is None else dict(planned.mesh.shape)

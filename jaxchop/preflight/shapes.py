@@ -55,6 +55,10 @@ class Planned:
     beside = self.teacher.flops(config.seq_len) if self.teacher else 0.0
     return config.batch_size * config.seq_len * (self.way.flops(config.seq_len).total + beside)
 
+  def idle(self, devices: Sequence[jax.Device]) -> int:
+    """Returns how many of the devices would have nothing to do."""
+    return len(devices) - (1 if self.mesh is None else self.mesh.size)
+
   def set(self) -> Any:
     """Returns the context in which its programs are traced."""
     return contextlib.nullcontext() if self.mesh is None else jax.set_mesh(self.mesh)

@@ -92,6 +92,8 @@ def in_words(result: Result) -> Iterator[str]:
   """Yields what a person should know of these figures."""
   if "hbm" in result and not result["fits"]:
     yield f"Too much by {_gib(result['hbm']['peak_bytes'] - result['hbm']['limit_bytes'])} a device."
+  if result.get("idle"):
+    yield f"{result['idle']} of {result['devices']} devices have nothing to do: batch and mesh do not divide among all."
   if "nearest" in result:
     near = result["nearest"]
     yield f"This fits: {near['change']}" if near else "No setting near it fits: take a larger slice or fewer layers."
