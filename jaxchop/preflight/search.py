@@ -21,8 +21,9 @@ from jaxchop.training import MeshConfig
 log = logging.getLogger("jaxchop")
 # From what keeps the most to what computes the most again.
 _REMATS = ("none", "dots", "full")
-# At most so many candidates of one search are compiled, and so many looked at by formula.
-TRIES, _LOOKS = 6, 60
+# At most so many candidates of one search are compiled; near a setting, so many splits of the devices are looked at
+# before larger slices, and so many candidates in all.
+TRIES, _SPLITS, _LOOKS = 6, 12, 100
 
 
 class Tried(NamedTuple):
@@ -149,7 +150,7 @@ def _near(question: Question) -> Iterator[tuple[str, Question]]:
   for count in larger_rows[:3]:
     yield f"recover.accumulate {count}", question.changed(accumulate=count)
   last = remats[-1] if remats else config.remat
-  for words, other in _meshes(question):
+  for words, other in itertools.islice(_meshes(question), _SPLITS):
     yield words, other
     if last != config.remat:
       yield f"{words}, recover.remat {last}", other.changed(remat=last)
