@@ -42,15 +42,15 @@ def alone(function: Callable[..., Any], *arguments: Any) -> Any:
   with tempfile.TemporaryDirectory() as folder:
     errand = _Errand(function, arguments, Path(folder) / "result", log.getEffectiveLevel())
     command = [sys.executable, "-m", "jaxchop.preflight.alone"]
-    # The compiler may print; standard output is the caller's.
+    # Standard output is the caller's, and the compiler may print.
     done = subprocess.run(
-      command, input=pickle.dumps(errand), stdout=sys.stderr.fileno(), env=environment(), check=False
+      command, input=pickle.dumps(errand), stdout=subprocess.DEVNULL, env=environment(), check=False
     )
     if not errand.result.exists():
-      raise JaxchopError(
-        f"the process that compiles ended with {done.returncode} and without an answer; a large program may have found "
-        "too little memory on this machine"
+      why = (
+        "the machine may have too little memory for a program so large" if done.returncode < 0 else "it says why above"
       )
+      raise JaxchopError(f"the process that compiles ended with {done.returncode} and without an answer; {why}")
     found = pickle.loads(errand.result.read_bytes())
   if isinstance(found, JaxchopError):
     raise found
