@@ -187,7 +187,7 @@ def _preflight(console: rich.console.Console, result: Result) -> None:
     table.add_row(name, rich.text.Text(value))
   console.print(table)
   for others in preflight.tables(result):
-    side = _table(*preflight.HEAD)
+    side = _table(*preflight.HEAD, dense=True)
     for cells in others:
       side.add_row(*map(rich.text.Text, cells))
     console.print(side)

@@ -160,10 +160,10 @@ def _near(question: Question) -> Iterator[tuple[str, Question]]:
     for each in dict.fromkeys((grown, free)):
       for remat in dict.fromkeys((config.remat, last)):
         for count in dict.fromkeys((config.accumulate, *larger_rows[:3])):
-          yield (
-            f"--topology {topology}, recover.remat {remat}, recover.accumulate {count}",
-            each.changed(remat=remat, accumulate=count),
-          )
+          changes = {"recover.remat": (remat, config.remat), "recover.accumulate": (count, config.accumulate)}
+          told = [f"{name} {new}" for name, (new, old) in changes.items() if new != old]
+          told += ["mesh.fsdp -1 and the others 1"] if each.training.config.mesh != config.mesh else []
+          yield ", ".join([f"--topology {topology}", *told]), each.changed(remat=remat, accumulate=count)
 
 
 def _meshes(question: Question) -> Iterator[tuple[str, Question]]:

@@ -14,7 +14,7 @@ _PARTS = {
   "temporaries": "other temporaries",
 }
 # Of several settings side by side.
-HEAD = ("", "fits", "HBM", "s a step", "MFU at most", "tokens/s", "bound by")
+HEAD = ("", "fits", "GiB", "s a step", "MFU", "tokens/s")
 
 
 def rows(result: Result) -> Iterator[tuple[str, str]]:
@@ -72,7 +72,7 @@ def _time(result: Result) -> Iterator[tuple[str, str]]:
 def tables(result: Result) -> Iterator[list[tuple[str, ...]]]:
   """Yields the rows of tables with HEAD: of the nearest setting that fits, of those tried, of other layer counts."""
   if near := result.get("nearest"):
-    yield [_cells(near, near["change"])]
+    yield [_cells(near, "nearest that fits")]
   if tried := result.get("settings_tried"):
     yield [_cells(each, each["change"]) for each in tried]
   if sweep := result.get("sweep"):
@@ -81,11 +81,11 @@ def tables(result: Result) -> Iterator[list[tuple[str, ...]]]:
 
 def _cells(result: Result, name: str) -> tuple[str, ...]:
   hbm = result["hbm"]
-  own = name, "yes" if result["fits"] else "NO", f"{_gib(hbm['peak_bytes'])} of {_gib(hbm['limit_bytes'])}"
+  own = name, "yes" if result["fits"] else "NO", f"{hbm['reserved_bytes'] / 2**30:.1f}"
   if "step_seconds_estimate" not in result:
-    return *own, "", "", "", ""
+    return *own, "", "", ""
   rate = count(result["tokens_per_second"])
-  return *own, f"{result['step_seconds_estimate']:.4g}", percent(result["mfu_bound"]), rate, result["bound_by"]
+  return *own, f"{result['step_seconds_estimate']:.4g}", percent(result["mfu_bound"]), rate
 
 
 def in_words(result: Result) -> Iterator[str]:
