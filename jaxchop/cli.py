@@ -193,6 +193,25 @@ def _forecast(parser: _Parser) -> None:
   parser.add_argument("--seed", type=int, default=0, help="decides the order of the training records")
 
 
+def _preflight(parser: _Parser) -> None:
+  _run(parser)
+  parser.add_argument("--topology", required=True, help="TPU slice, as v5e:4x4, v6e:8x8, v5p:2x2x4, tpu7x:2x2x1")
+  parser.add_argument("--slices", type=int, default=1, help="slices of that kind, joined by the data centre's network")
+  parser.add_argument("--plan", help="take the layers of this plan.json, not what the recipe's prune says")
+  parser.add_argument("--layers", type=int, help="layers that stay, where no number in the recipe says so")
+  parser.add_argument("--price", type=float, help="what an hour of a chip costs, in any currency")
+  parser.add_argument("--search", action="store_true", help="compile other meshes and remat policies, fastest first")
+  parser.add_argument("--sweep-layers", action="store_true", help="show what it costs to remove more or fewer layers")
+  parser.add_argument("--save", metavar="FILE", help="write the compiled step, which recover.program=FILE loads")
+  parser.add_argument(
+    "--programs",
+    nargs="+",
+    choices=["held_out", "evaluation", "decode"],
+    default=[],
+    help="compile these beside the step: the loss between steps, the perplexity's windows, a token's decoding",
+  )
+
+
 def _generate(parser: _Parser) -> None:
   parser.add_argument("model", help=_MODEL)
   parser.add_argument("--prompt", action="append", required=True, help="text to continue; several are run as one batch")
@@ -215,6 +234,7 @@ _COMMANDS: dict[str, tuple[str, Callable[[_Parser], None]]] = {
   "evaluate": ("measure perplexity of models side by side", _evaluate),
   "compare": ("train one pruned model by several ways and compare them at equal tokens and FLOPs", _compare),
   "forecast": ("foretell from short probes what more training gives, and what a target costs", _forecast),
+  "preflight": ("compile a recipe's step for a TPU slice that is not here: does it fit, how fast is it", _preflight),
   "export": ("write a run's weights as a stock Hugging Face folder", _export),
   "check": ("prove that a Hugging Face folder is sound and loads elsewhere", _check),
   "report": ("write report.html of a run", _report),
@@ -319,9 +339,9 @@ def _terminable() -> Iterator[None]:
 
 def _recipe_first(argv: list[str]) -> list[str]:
   """Lets recipes stand as plain arguments: `run a.yaml b.yaml` is `run --config a.yaml --config b.yaml`."""
-  if argv[:1] != ["run"]:
+  if argv[:1] not in (["run"], ["preflight"]):
     return argv
   recipes = []
   while len(argv) > 1 + len(recipes) and argv[1 + len(recipes)].endswith((".yaml", ".yml")):
     recipes.append(argv[1 + len(recipes)])
-  return ["run", *(part for recipe in recipes for part in ("--config", recipe)), *argv[1 + len(recipes) :]]
+  return [argv[0], *(part for recipe in recipes for part in ("--config", recipe)), *argv[1 + len(recipes) :]]

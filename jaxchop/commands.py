@@ -33,6 +33,8 @@ from jaxchop.parallel.channel import Channel
 from jaxchop.parallel.hosts import joined, require_one
 from jaxchop.pipeline import run as run_recipe
 from jaxchop.pipeline import spent_on
+from jaxchop.preflight.command import Wishes
+from jaxchop.preflight.command import preflight as foreseen
 from jaxchop.prune import plan as plans
 from jaxchop.prune.agreement import agreement, usual_count, verdicts
 from jaxchop.prune.criteria import named
@@ -190,6 +192,23 @@ def forecast(options: Any) -> dict[str, Any]:
     gain=options.gain,
     chip_flops=options.chip_tflops and options.chip_tflops * 1e12,
     seed=options.seed,
+  )
+
+
+def preflight(options: Any) -> dict[str, Any]:
+  return foreseen(
+    _settings(Recipe, options),
+    options.topology,
+    options.slices,
+    plan=read_plan(Path(options.plan)) if options.plan else None,
+    layers=options.layers,
+    wishes=Wishes(
+      price=options.price,
+      search=options.search,
+      sweep=options.sweep_layers,
+      programs=tuple(options.programs),
+      save=Path(options.save).absolute() if options.save else None,
+    ),
   )
 
 

@@ -7,7 +7,8 @@ much wider than it is high, which is why logits lie with the vocabulary first (m
 Several CPU devices in one process need an option of their own, or their collectives may wait for each other for ever.
 Nor is the exact library for them: some sharded programs come out of it with wrong numbers (of SmolLM2 a loss of 41,000
 for 29,000, from 20 layers on), so under a mesh a CPU has the default one. That knows not every product of bfloat16.
-A GPU sums up in whatever order its threads come, unless it is told not to.
+A GPU sums up in whatever order its threads come, unless it is told not to. A TPU holds the code in the memory
+of its arrays.
 """
 
 import functools
@@ -15,6 +16,8 @@ from collections.abc import Callable
 from typing import Any, Generic, TypeVar
 
 import jax
+import jax.numpy as jnp
+from jax.sharding import NamedSharding, PartitionSpec, SingleDeviceSharding
 
 R = TypeVar("R")
 
@@ -24,23 +27,31 @@ _EXACT = {"xla_cpu_experimental_ynn_fusion_type": ""}
 _ORDERED = {"xla_cpu_scheduler_type": "CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED"}
 # A training step takes 1.3 times as long with it on an H100 (SmolLM2, 16 sequences of 1024 in bfloat16).
 _DETERMINED = {"xla_gpu_exclude_nondeterministic_ops": True}
+# Code that is the same for several layers is emitted once: an eighth of it for an unrolled list. Not among these is to
+# switch windowed products off (xla_jf_spmd_threshold_for_windowed_einsum_mib), which speeds up other programs: weights
+# are gathered explicitly here, and what is left of them scatters the head's gradient while it is computed.
+_SMALLER: dict[str, str | bool] = {"xla_tpu_enable_deduplicated_calls": True}
 
 
-def compiler_options(*, deterministic: bool = False) -> dict[str, str | bool]:
+def compiler_options(*, deterministic: bool = False, device: jax.Device | None = None) -> dict[str, str | bool]:
   """Returns what `jax.jit(function, compiler_options=…)` takes on this process's devices, under the mesh that is set.
 
   That is, on a CPU exact float32 products without a mesh, and under one collectives in one order where it has several
-  devices of this process; on a GPU, if asked for, results that are the same each time. Empty where there is nothing to
-  say, or to a compiler that has no such choice.
+  devices of this process; on a GPU, if asked for, results that are the same each time; on a TPU smaller code. Empty
+  where there is nothing to say, or to a compiler that has no such choice. `device` is one of those that the program is
+  for, where it is not for this process's own.
   """
   wanted: dict[str, str | bool] = {}
-  if jax.default_backend() == "cpu" and jax.sharding.get_abstract_mesh().empty:
+  platform = jax.default_backend() if device is None else device.platform
+  if platform == "cpu" and jax.sharding.get_abstract_mesh().empty:
     wanted = {**_EXACT}
-  elif jax.default_backend() == "cpu" and jax.local_device_count() > 1:
+  elif platform == "cpu" and jax.local_device_count() > 1:
     wanted = {**_ORDERED}
-  elif jax.default_backend() == "gpu" and deterministic:
+  elif platform == "gpu" and deterministic:
     wanted = {**_DETERMINED}
-  return {name: value for name, value in wanted.items() if _known(name, value)}
+  elif platform == "tpu":
+    wanted = {**_SMALLER}
+  return {name: value for name, value in wanted.items() if _known(name, value, device)}
 
 
 def product_library() -> str:
@@ -51,9 +62,14 @@ def product_library() -> str:
 
 
 @functools.cache
-def _known(name: str, value: str | bool) -> bool:
+def _known(name: str, value: str | bool, device: jax.Device | None) -> bool:
+  place = None if device is None else SingleDeviceSharding(device)
+  if not (mesh := jax.sharding.get_mesh()).empty:
+    # Under a mesh nothing may lie elsewhere.
+    place = NamedSharding(mesh, PartitionSpec())
   try:
-    jax.jit(lambda: 0, compiler_options={name: value}).lower().compile()
+    shape = jax.ShapeDtypeStruct((), jnp.int32, sharding=place)
+    jax.jit(lambda x: x, compiler_options={name: value}).lower(shape).compile()
   except jax.errors.JaxRuntimeError:
     return False
   return True
@@ -68,19 +84,18 @@ class Program(Generic[R]):
     self._by_options: dict[tuple[str, ...], Any] = {}
     functools.update_wrapper(self, function)
 
-  @property
-  def _jitted(self) -> Any:
-    options = compiler_options()
+  def _jitted(self, device: jax.Device | None = None) -> Any:
+    options = compiler_options(device=device)
     if tuple(options) not in self._by_options:
       self._by_options[tuple(options)] = jax.jit(self._function, compiler_options=options, **self._options)
     return self._by_options[tuple(options)]
 
   def __call__(self, *args: Any, **kwargs: Any) -> R:
-    return self._jitted(*args, **kwargs)
+    return self._jitted()(*args, **kwargs)
 
-  def lower(self, *args: Any) -> Any:
-    """Returns the lowered program of these arguments, which may be abstract."""
-    return self._jitted.lower(*args)
+  def lower(self, *args: Any, device: jax.Device | None = None) -> Any:
+    """Returns the lowered program of these arguments, which may be abstract; for `device`, where they lie elsewhere."""
+    return self._jitted(device).lower(*args)
 
   @property
   def compiled(self) -> int:

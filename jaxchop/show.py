@@ -11,7 +11,7 @@ import rich.text
 
 from jaxchop.evaluate.paired import paired
 from jaxchop.layers import spans
-from jaxchop.report import expected, ways
+from jaxchop.report import expected, preflight, ways
 from jaxchop.report.fields import Fields
 from jaxchop.report.goodput import in_one_line, read_goodput
 from jaxchop.report.table import summary_table
@@ -204,6 +204,19 @@ def _forecast(console: rich.console.Console, result: Result) -> None:
   _say(console, *expected.in_words(result), f"{result['folder']}: forecast.json, forecast.png")
 
 
+def _preflight(console: rich.console.Console, result: Result) -> None:
+  table = _table("", "")
+  for name, value in preflight.rows(result):
+    table.add_row(name, rich.text.Text(value))
+  console.print(table)
+  for others in preflight.tables(result):
+    side = _table(*preflight.HEAD, dense=True)
+    for cells in others:
+      side.add_row(*map(rich.text.Text, cells))
+    console.print(side)
+  _say(console, *preflight.in_words(result))
+
+
 def _cache(console: rich.console.Console, result: Result) -> None:
   table = _table("source", "documents", "bytes")
   for source in result["sources"]:
@@ -289,6 +302,7 @@ _SHOW: dict[str, Callable[[rich.console.Console, Result], None]] = {
   "evaluate": _evaluate,
   "compare": _ways,
   "forecast": _forecast,
+  "preflight": _preflight,
   "export": _export,
   "check": _check,
   "report": _report,

@@ -141,6 +141,8 @@ class RecoverConfig:
   """What the backward pass keeps of a layer: all, results of products, only its input, or products in host memory."""
   deterministic: bool = True
   """A restart is the same run to the last bit on a GPU too; without, its steps are a quarter faster on an H100."""
+  program: str | None = None
+  """File of the compiled step that `preflight --save` wrote; where versions or settings differ it compiles anew."""
   checkpoint_every: int = 50
   """Steps between two checkpoints."""
   keep_checkpoints: int = 2

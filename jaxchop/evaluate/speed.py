@@ -80,9 +80,18 @@ def compare_speed(
 def _compile(model: Llama, batch: int, prompt_tokens: int, new_tokens: int) -> tuple[Callable, Callable]:
   """Returns two compiled programs on random tokens: `read()` and `write(*what read returned)`."""
   ids_BT = jax.random.randint(jax.random.key(0), (batch, prompt_tokens), 0, model.config.vocab_size)
+  reader, writer = (program.compile() for program in lowered(model, ids_BT, new_tokens))
+  return lambda: reader(model, ids_BT), lambda *state: writer(model, *state)
+
+
+def lowered(model: Llama, ids_BT: Any, new_tokens: int, device: jax.Device | None = None) -> tuple[Any, Any]:
+  """Returns two lowered programs, of arrays or shapes on a device: read(model, ids) and write(model, *what that gives).
+
+  The second writes `new_tokens` greedy tokens a row.
+  """
 
   def read(model: Llama, ids_BT: jax.Array) -> tuple[jax.Array, Cache]:
-    return prefill(model, ids_BT, slots=prompt_tokens + new_tokens)
+    return prefill(model, ids_BT, slots=ids_BT.shape[1] + new_tokens)
 
   def write(model: Llama, logits_BV: jax.Array, cache: Cache) -> tuple[jax.Array, Cache]:
     def step(_: jax.Array, state: tuple[jax.Array, Cache]) -> tuple[jax.Array, Cache]:
@@ -91,9 +100,10 @@ def _compile(model: Llama, batch: int, prompt_tokens: int, new_tokens: int) -> t
     return jax.lax.fori_loop(0, new_tokens, step, (logits_BV, cache))
 
   after = jax.eval_shape(read, model, ids_BT)
-  reader = Program(read).lower(model, ids_BT).compile()
-  writer = Program(write).lower(model, *after).compile()
-  return lambda: reader(model, ids_BT), lambda *state: writer(model, *state)
+  if device is not None:
+    place = jax.sharding.SingleDeviceSharding(device)
+    after = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=place), after)
+  return Program(read).lower(model, ids_BT, device=device), Program(write).lower(model, *after, device=device)
 
 
 def _timed(run: Callable[..., Any], *arguments: Any) -> tuple[float, Any]:

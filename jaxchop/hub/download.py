@@ -1,6 +1,8 @@
 """Models of the Hugging Face hub, fetched into its own cache: weights, config and tokenizer, never code or pickle."""
 
+import contextlib
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
 import huggingface_hub
@@ -30,8 +32,23 @@ def snapshot(name: str, revision: str | None = None) -> tuple[Path, str]:
   if inside and revision and inside != revision:
     raise UsageError(f"{name} names revision {inside}, but revision {revision} was asked for; give one of them")
   wanted = inside or revision
-  try:
+  with _explained(name, repo, wanted):
     folder = Path(huggingface_hub.snapshot_download(repo, revision=wanted, allow_patterns=_WANTED))
+  return folder, folder.name
+
+
+def config_file(name: str) -> Path:
+  """Returns the config.json of a hub model on this machine, fetched alone if it is not there; raises as `snapshot`."""
+  repo, _, revision = name.partition("@")
+  with _explained(name, repo, revision or None):
+    return Path(huggingface_hub.hf_hub_download(repo, "config.json", revision=revision or None))
+
+
+@contextlib.contextmanager
+def _explained(name: str, repo: str, wanted: str | None) -> Iterator[None]:
+  """Turns the hub's errors into a line about the model."""
+  try:
+    yield
   except hub_errors.GatedRepoError as error:
     raise UsageError(f"{repo} is gated: accept its terms on its hub page and log in with `hf auth login`") from error
   except hub_errors.RepositoryNotFoundError as error:
@@ -45,4 +62,3 @@ def snapshot(name: str, revision: str | None = None) -> tuple[Path, str]:
     raise JaxchopError(
       f"{repo} is no folder here nor in the hub's cache, and could not be fetched: {reason}"
     ) from error
-  return folder, folder.name

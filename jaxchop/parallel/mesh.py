@@ -32,10 +32,11 @@ def make_mesh(
   as many as they do divide among, and says so. Raises UsageError when the axes fit neither devices nor batch nor model.
   """
   devices = jax.devices() if devices is None else devices
-  sizes = _filled({axis: getattr(config, axis) for axis in AXES}, model, rows, length, len(devices))
+  together = len({device.process_index for device in devices}) > 1
+  sizes = _filled({axis: getattr(config, axis) for axis in AXES}, model, rows, length, len(devices), together)
   count = math.prod(sizes.values())
   apart = sizes["data"] * sizes["fsdp"]
-  if count > len(devices) or (count < len(devices) and jax.process_count() > 1):
+  if count > len(devices) or (count < len(devices) and together):
     raise UsageError(f"mesh: {_words(sizes)} take {count} devices, there are {len(devices)}; set one of them to -1")
   if rows % apart:
     raise UsageError(
@@ -80,7 +81,9 @@ def _box(devices: Sequence[Any]) -> bool:
   return len(devices) == math.prod(extent.tolist()) * len(slices)
 
 
-def _filled(sizes: dict[str, int], model: LlamaConfig, rows: int, length: int, devices: int) -> dict[str, int]:
+def _filled(
+  sizes: dict[str, int], model: LlamaConfig, rows: int, length: int, devices: int, together: bool
+) -> dict[str, int]:
   for axis, size in sizes.items():
     if size < 1 and size != -1:
       raise UsageError(f"mesh.{axis} is {size}; it is at least 1, or -1 for the devices that are left")
@@ -92,7 +95,7 @@ def _filled(sizes: dict[str, int], model: LlamaConfig, rows: int, length: int, d
   (axis,) = open_axes
   known = math.prod(size for size in sizes.values() if size != -1)
   left = sizes | {axis: max(devices // known, 1)}
-  if jax.process_count() > 1:
+  if together:
     return left
   smaller = (sizes | {axis: size} for size in range(left[axis], 0, -1))
   return next((s for s in smaller if rows % (s["data"] * s["fsdp"]) == 0 and not _misfit(s, model, length)), left)

@@ -100,7 +100,11 @@ def planned(model: Tree, mesh: Mesh | AbstractMesh, rules: Rules = RULES) -> Tre
 
 def bytes_per_device(tree: Any) -> int:
   """Returns the bytes that each device holds of arrays, or of shapes with places."""
-  return sum(math.prod(a.sharding.shard_shape(a.shape)) * a.dtype.itemsize for a in jax.tree.leaves(tree))
+
+  def own(a: Any) -> tuple[int, ...]:
+    return a.shape if a.sharding is None else a.sharding.shard_shape(a.shape)
+
+  return sum(math.prod(own(a)) * a.dtype.itemsize for a in jax.tree.leaves(tree))
 
 
 def own_rows(mesh: Mesh | None, count: int) -> NDArray[np.int64]:
@@ -132,6 +136,13 @@ def told(mesh: Mesh | None, value: int) -> jax.Array:
     return jnp.full(1, value, jnp.int32)
   place = NamedSharding(mesh, PartitionSpec(mesh.axis_names))
   return jax.make_array_from_callback((mesh.size,), place, lambda _: np.full(1, value, np.int32))
+
+
+def told_shape(mesh: Mesh | None) -> jax.ShapeDtypeStruct:
+  """Returns the shape of `told`, in its place."""
+  if mesh is None:
+    return jax.ShapeDtypeStruct((1,), jnp.int32)
+  return jax.ShapeDtypeStruct((mesh.size,), jnp.int32, sharding=NamedSharding(mesh, PartitionSpec(mesh.axis_names)))
 
 
 def concrete(tree: Tree, mesh: Mesh | AbstractMesh) -> Tree:

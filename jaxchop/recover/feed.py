@@ -1,17 +1,20 @@
 """How batches reach the devices: each process reads the rows that its own devices need, checks and places them."""
 
 from collections.abc import Generator
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
+import jax
 import numpy as np
 from jax.sharding import Mesh
 from numpy.typing import NDArray
 
 from jaxchop.data.batch import Batch, batch_of
 from jaxchop.errors import JaxchopError
-from jaxchop.parallel.sharding import own_rows, spread_rows
-from jaxchop.recover.run import Run
+from jaxchop.parallel.sharding import own_rows, rows, spread_rows
 from jaxchop.training import RecoverConfig
+
+if TYPE_CHECKING:
+  from jaxchop.recover.run import Run
 
 
 class Batches(Protocol):
@@ -25,7 +28,7 @@ class Batches(Protocol):
     ...
 
 
-def next_batch(records: Generator[Batch, None, None], run: Run) -> Batch:
+def next_batch(records: Generator[Batch, None, None], run: "Run") -> Batch:
   """Returns the next batch; raises JaxchopError when it is not what the settings and the model say."""
   batch, where = next(records, None), f"the batch of step {run.step + 1}"
   wanted = len(own_rows(run.mesh, run.config.batch_size)), run.config.seq_len + 1
@@ -44,7 +47,21 @@ def next_batch(records: Generator[Batch, None, None], run: Run) -> Batch:
 
 def blank(config: RecoverConfig, mesh: Mesh | None, segments: bool) -> Batch:
   """Returns a batch of nothing, as this process would read it."""
-  ids_RS = np.zeros((len(own_rows(mesh, config.batch_size)), config.seq_len + 1), np.int32)
+  return _rows(config, len(own_rows(mesh, config.batch_size)), segments)
+
+
+def batch_shapes(config: RecoverConfig, mesh: Mesh | None, segments: bool) -> Batch:
+  """Returns the batch of a step as shapes in their places."""
+  place = None if mesh is None else rows(mesh)
+
+  def whole(part_RS: np.ndarray) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct((config.batch_size, *part_RS.shape[1:]), part_RS.dtype, sharding=place)
+
+  return jax.tree.map(whole, _rows(config, 1, segments))
+
+
+def _rows(config: RecoverConfig, count: int, segments: bool) -> Batch:
+  ids_RS = np.zeros((count, config.seq_len + 1), np.int32)
   batch, top = batch_of(ids_RS, ids_RS if segments else None), config.distill.cache_top
   if not top:
     return batch
@@ -52,7 +69,7 @@ def blank(config: RecoverConfig, mesh: Mesh | None, segments: bool) -> Batch:
   return batch._replace(likely=(said_RTK, said_RTK.astype(np.float32)))
 
 
-def placed(batch: Batch, run: Run) -> Batch:
+def placed(batch: Batch, run: "Run") -> Batch:
   """Returns a batch with its rows spread over the mesh."""
   if run.mesh is None:
     return batch

@@ -9,12 +9,10 @@ import jax
 import numpy as np
 from numpy.typing import NDArray
 
-from jaxchop.compiler import compiler_options
 from jaxchop.data.batch import Batch, batch_of
 from jaxchop.parallel.sharding import own_rows, spread_rows
-from jaxchop.recover.objective import summed_loss
+from jaxchop.recover.program import State, lowered_loss
 from jaxchop.recover.run import Run
-from jaxchop.recover.trainable import Flat
 
 
 class HeldOut:
@@ -26,12 +24,8 @@ class HeldOut:
     self.rows = config.batch_size // config.accumulate
     self._ids_NS, self._mesh, self._run = ids_NS, run.mesh, run
 
-    def measured(trained: Flat, frozen: Flat, batch: Batch) -> jax.Array:
-      model = run.way.join(trained, frozen)
-      return summed_loss(model, batch, compute_dtype=config.compute_dtype, layout=config.layout, remat="none")
-
-    program = jax.jit(measured, compiler_options=compiler_options())
-    self._summed = program.lower(run.trained, run.frozen, self._batch(ids_NS[: self.rows])).compile()
+    state = State(run.trained, run.opt_state, run.frozen)
+    self._summed = lowered_loss(config, run.way, state, self._batch(ids_NS[: self.rows])).compile()
 
   def loss(self, stopped: Callable[[], bool]) -> float | None:
     """Returns the mean loss in nats a token; None when `stopped` says between two batches that there is no time."""

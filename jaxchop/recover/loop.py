@@ -18,19 +18,20 @@ from jaxchop.errors import Interrupted, JaxchopError, Preempted, UsageError
 from jaxchop.model.llama import Llama
 from jaxchop.parallel.channel import ALONE, Channel
 from jaxchop.parallel.mesh import make_mesh
-from jaxchop.parallel.sharding import audit, own_rows, spread, told
+from jaxchop.parallel.sharding import own_rows, spread
 from jaxchop.progress import Bar, stage
+from jaxchop.recover import saved
 from jaxchop.recover.checkpoint import Unsaved
 from jaxchop.recover.fading import Fading
 from jaxchop.recover.feed import Batches, blank, next_batch, placed
 from jaxchop.recover.fork import decay_only, origin_of
 from jaxchop.recover.held_out import HeldOut
 from jaxchop.recover.outcome import Recovered, outcome
-from jaxchop.recover.outlook import in_words, outlook
+from jaxchop.recover.outlook import devices_of, in_words, outlook
 from jaxchop.recover.profile import Profile
+from jaxchop.recover.program import State, traced_step
 from jaxchop.recover.run import FREE, Run
 from jaxchop.recover.signals import Stop, Wish, stop_signals
-from jaxchop.recover.step import make_step
 from jaxchop.recover.teacher import beside, stands_beside
 from jaxchop.recover.trackers import Trackers, require
 from jaxchop.recover.trainable import way_of
@@ -141,23 +142,10 @@ def _compiled(
   config: RecoverConfig, run: Run, segments: bool, fading: Fading | None
 ) -> tuple[Callable[..., Any], float]:
   """Returns the step's program and the seconds it took to compile."""
-  batch = placed(blank(config, run.mesh, segments), run)
-  if run.mesh is not None:
-    audit({"model": run.trained, "frozen": run.frozen, "optimizer": run.opt_state}, run.mesh)
-  # Arrays that were restored are bound to their devices and new ones are not: compiled for what both have in common,
-  # or a resumed run would be another program. The results lie where the arguments do, for the same reason.
-  trained, opt_state, frozen = jax.tree.map(_described, (run.trained, run.opt_state, run.frozen))
-  places = jax.tree.map(lambda a: a.sharding, (trained, opt_state))
+  state = State(run.trained, run.opt_state, run.frozen)
   with stage("Compiling the training step", 1, "programs") as bar:
-    options = compiler_options(deterministic=config.deterministic)
-    step = jax.jit(
-      make_step(config, run.way.join, run.teacher, fading),
-      donate_argnums=(0, 1),
-      out_shardings=(*places, None),
-      compiler_options=options,
-    )
-    scalars = np.int32(0), np.float32(np.inf), told(run.mesh, Wish.NONE)
-    program = step.lower(trained, opt_state, batch, *scalars, frozen).compile()
+    traced = traced_step(config, run.way, state, run.mesh, segments=segments, teacher=run.teacher, fading=fading)
+    program = _program(config, traced.lower(), devices_of(run.mesh))
     bar.advance()
   run.journal.note("compile", seconds=bar.seconds)
   known = outlook(run, program)
@@ -168,8 +156,13 @@ def _compiled(
   return program, bar.seconds
 
 
-def _described(array: jax.Array) -> jax.ShapeDtypeStruct:
-  return jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=array.sharding)
+def _program(config: RecoverConfig, lowered: Any, devices: Sequence[jax.Device]) -> Any:
+  """Returns the compiled step, out of a file where there is one of this very program."""
+  found = None
+  if config.program is not None:
+    options = compiler_options(deterministic=config.deterministic)
+    found = saved.load(Path(config.program), saved.program_digest(lowered, options, devices), lowered, devices)
+  return lowered.compile() if found is None else found
 
 
 def _train(

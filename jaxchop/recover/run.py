@@ -16,13 +16,14 @@ from jaxchop.data.batch import Batch
 from jaxchop.errors import JaxchopError, UsageError
 from jaxchop.model.llama import Llama
 from jaxchop.parallel.channel import ALONE, Channel
-from jaxchop.parallel.sharding import concrete, told
+from jaxchop.parallel.sharding import told
 from jaxchop.recover.checkpoint import Checkpoints, Keep, Restored
 from jaxchop.recover.clock import Clock
 from jaxchop.recover.curve import Curve, read_curve
 from jaxchop.recover.fork import Origin
 from jaxchop.recover.frozen import held
 from jaxchop.recover.journal import Journal
+from jaxchop.recover.program import begun
 from jaxchop.recover.signals import Wish
 from jaxchop.recover.step import Metrics, init_optimizer
 from jaxchop.recover.teacher import Teacher
@@ -34,7 +35,7 @@ log = logging.getLogger("jaxchop")
 # Settings that change how a step is computed or kept, not which step it is: a run may go on with others.
 FREE = {"accumulate", "layout", "remat", "mesh", "checkpoint_every", "keep_checkpoints", "keep_every", "keep_best"}
 FREE |= {"evaluate_every", "evaluate_windows", "deterministic"}
-FREE |= {"skip_nonfinite", "spike", "track", "profile_steps"}
+FREE |= {"skip_nonfinite", "spike", "track", "profile_steps", "program"}
 # A teacher and its own weights.
 Taught = tuple[Teacher, Flat]
 # What a checkpoint says of itself, not of its run.
@@ -189,10 +190,7 @@ def _begin(
 
   Raises UsageError when the checkpoint is of a run with other settings or another `identity`.
   """
-  abstract = jax.tree.map(lambda p: jax.ShapeDtypeStruct(p.shape, jnp.float32, sharding=p.sharding), trained)
-  init = jax.jit(lambda t: init_optimizer(config, t))
-  state = jax.eval_shape(init, abstract)
-  state = state if mesh is None else concrete(state, mesh)
+  abstract, state = begun(config, trained, mesh)
   found = checkpoints.restore_latest(abstract, state)
   if found is None and origin is not None:
     log.info("Forking after step %d of %s", origin.step, origin.checkpoints.folder)
@@ -200,7 +198,7 @@ def _begin(
   if found is None:
     # A copy, because steps donate their input and a pruned model shares its layers with the whole one.
     master = jax.tree.map(lambda p: jnp.array(p, jnp.float32, copy=True), trained)
-    return Restored(0, master, init(master), {})
+    return Restored(0, master, jax.jit(lambda t: init_optimizer(config, t))(master), {})
   before, now = _what(found.meta), _what(identity)
   for name in before.keys() | now.keys():
     if before.get(name) != now.get(name):

@@ -77,14 +77,7 @@ def make_step(
   rate = learning_rate(config.optimizer, config.steps)
   if config.z_loss < 0:
     raise UsageError(f"recover.z_loss is {config.z_loss}; it is at least 0")
-  loss_of = partial(
-    summed_loss,
-    compute_dtype=config.compute_dtype,
-    layout=config.layout,
-    remat=config.remat,
-    z_loss=config.z_loss,
-  )
-
+  objective = objective_of(config, join, teacher, fading)
   leaves_out = config.trainable in ADAPTERS and config.adapter.dropout > 0
 
   def step(
@@ -99,17 +92,10 @@ def make_step(
     if leaves_out:
       batch = batch._replace(noise=row_noise(config.seed, updates_done(opt_state), batch.ids))
 
-    def objective(trained: Any, batch: Batch) -> tuple[jax.Array, dict[str, jax.Array]]:
-      if fading is not None:
-        return faded_loss(join(trained, frozen), batch, fading, gate(updates_done(opt_state), config.steps), config)
-      if batch.likely is not None:
-        return learned(join(trained, frozen), batch, config)
-      if teacher is not None:
-        return distilled(join(trained, frozen), teacher.join(frozen), teacher.keep, batch, config)
-      loss = loss_of(join(trained, frozen), batch)
-      return loss, {"loss": loss}
+    def minimised(trained: Any, batch: Batch) -> tuple[jax.Array, dict[str, jax.Array]]:
+      return objective(trained, frozen, batch, updates_done(opt_state))
 
-    (_, told), grads = mean_loss_and_gradient(objective, trained, batch, config.accumulate, has_aux=True)
+    (_, told), grads = mean_loss_and_gradient(minimised, trained, batch, config.accumulate, has_aux=True)
     loss = told.pop("loss")
     norm = optax.tree.norm(grads)
     sound, go = jnp.isfinite(loss) & jnp.isfinite(norm), jnp.asarray(skipped) <= config.skip_nonfinite
@@ -122,6 +108,32 @@ def make_step(
     return *jax.tree.map(partial(jnp.where, applied), new, (trained, opt_state)), metrics
 
   return step
+
+
+def objective_of(
+  config: RecoverConfig, join: Join, teacher: Teacher | None = None, fading: Fading | None = None
+) -> Callable[..., tuple[jax.Array, dict[str, jax.Array]]]:
+  """Returns objective(trained, frozen, batch, updates done): the sum over tokens that is minimised, and its parts."""
+
+  def objective(trained: Any, frozen: Any, batch: Batch, done: Any) -> tuple[jax.Array, dict[str, jax.Array]]:
+    model = join(trained, frozen)
+    if fading is not None:
+      return faded_loss(model, batch, fading, gate(done, config.steps), config)
+    if batch.likely is not None:
+      return learned(model, batch, config)
+    if teacher is not None:
+      return distilled(model, teacher.join(frozen), teacher.keep, batch, config)
+    loss = summed_loss(
+      model,
+      batch,
+      compute_dtype=config.compute_dtype,
+      layout=config.layout,
+      remat=config.remat,
+      z_loss=config.z_loss,
+    )
+    return loss, {"loss": loss}
+
+  return objective
 
 
 def mean_loss_and_gradient(

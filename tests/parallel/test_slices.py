@@ -1,6 +1,5 @@
 """What the TPU compiler makes of the training step on several slices: no TPU is needed for it, only its library."""
 
-import importlib.util
 import json
 import os
 import subprocess
@@ -9,23 +8,9 @@ from pathlib import Path
 
 import pytest
 
-pytestmark = [
-  pytest.mark.slow,
-  pytest.mark.skipif(
-    importlib.util.find_spec("libtpu") is None, reason="needs the TPU compiler: pip install 'jaxchop[tpu]'"
-  ),
-]
-# Without a TPU, the library is to ask for nothing and to let others use it too.
-_COMPILER_ALONE = {
-  "JAX_PLATFORMS": "cpu",
-  "TPU_SKIP_MDS_QUERY": "1",
-  "TPU_WORKER_HOSTNAMES": "localhost",
-  "TPU_WORKER_ID": "0",
-  "TPU_ACCELERATOR_TYPE": "v5litepod-8",
-  "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
-  "TPU_MIN_LOG_LEVEL": "3",
-  "TPU_STDERR_LOG_LEVEL": "3",
-}
+from jaxchop.parallel.topology import environment
+
+pytestmark = pytest.mark.slow
 
 
 def compiled_step() -> None:
@@ -73,7 +58,7 @@ def test_between_slices_only_gradients_are_summed_each_chip_with_its_own_part(tm
   paths = os.pathsep.join([str(Path(__file__).parents[2]), *filter(None, [os.environ.get("PYTHONPATH")])])
   done = subprocess.run(
     [sys.executable, __file__],
-    env={**os.environ, **_COMPILER_ALONE, "PYTHONPATH": paths},
+    env={**environment(), "PYTHONPATH": paths},
     cwd=tmp_path,
     capture_output=True,
     text=True,
