@@ -95,7 +95,7 @@ def test_a_head_that_trains_alone_is_exported_untied_and_the_card_says_so(recipe
 
 @pytest.mark.parametrize(
   "mesh",
-  [pytest.param(MeshConfig(fsdp=1), marks=pytest.mark.slow), MeshConfig(fsdp=2)],
+  [MeshConfig(fsdp=1), pytest.param(MeshConfig(fsdp=2), marks=pytest.mark.slow)],
   ids=["one device", "two"],
 )
 def test_the_unpruned_model_teaches_the_adapters_of_the_pruned_one(recipe, tmp_path, mesh):
@@ -141,6 +141,7 @@ def test_replacement_needs_a_merge(recipe, tmp_path):
     run(dataclasses.replace(recipe, out=str(tmp_path / "run"), recover=training))
 
 
+@pytest.mark.slow
 def test_rounds_may_recover_in_between_and_score_what_came_of_it(recipe, tmp_path, caplog):
   prune = PruneConfig(criterion="block_influence", count=2, rounds=2, recover_between=2)
   job = dataclasses.replace(recipe, out=str(tmp_path / "run"), prune=prune)

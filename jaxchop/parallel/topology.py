@@ -48,8 +48,8 @@ class Chip(NamedTuple):
   devices: int = 1
 
 
-# By the compiler's name of the kind. HBM and clocks: measured by compiling, for v4 and 7x from the pages of each
-# generation at docs.cloud.google.com/tpu. Links: jax-ml.github.io/scaling-book, chapter 2, and those pages.
+# By the name of the kind. HBM and clocks: of v5e and v6e measured by compiling, of the others, and all links, taken
+# from the pages of each generation at docs.cloud.google.com/tpu and jax-ml.github.io/scaling-book, chapter 2.
 _CHIPS = {
   "TPU v5 lite": Chip(int(15.75 * _GIB), 1.503e9, 9e10, 3.1e9),
   "TPU v6 lite": Chip(int(31.24 * _GIB), 1.751e9, 1.8e11, 12.5e9),

@@ -109,6 +109,7 @@ def test_every_criterion_is_that_of_the_reference_over_torch(real):
   compare(theirs, ours, ids_NT, np.ones(ids_NT.shape, bool), skip=0, longest=1, rounds=1)
 
 
+@pytest.mark.slow
 def test_it_continues_as_in_transformers(real):
   theirs, model, prompts = real
   expected = torch_greedy(theirs, prompts, 40, [2, 0])

@@ -24,7 +24,9 @@ def planned(way: str):
   return plan(Training(student=Shape(CONFIG, 3), config=config, teacher=teacher), jax.devices())
 
 
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize(
+  "way", [pytest.param(way, marks=pytest.mark.slow if way in ("taught", "adapters") else ()) for way in WAYS]
+)
 def test_preflight_lowers_the_very_program_that_a_run_compiles(way, tmp_path, monkeypatch):
   seen = []
 

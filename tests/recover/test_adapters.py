@@ -61,7 +61,7 @@ def test_an_adapter_begins_as_the_model_and_is_exported_as_what_it_computes(kind
   assert np.abs(found - begun).max() > 0.1 * np.abs(begun).max()
 
 
-@pytest.mark.parametrize("kind", ["dora", "qlora", pytest.param("lora", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("kind", ["qlora", *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("lora", "dora"))])
 def test_adapters_train_and_nothing_else_does(tmp_path: Path, kind: str) -> None:
   config = adapting(kind, dropout=0.1)
   done = run(tmp_path, config)
@@ -95,7 +95,8 @@ def test_settings_that_make_no_adapter_are_refused(config: RecoverConfig, words:
     way_of(config, CONFIG, LAYERS)
 
 
-@pytest.mark.parametrize("kind", ["dora", *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("lora", "qlora"))])
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["dora", "lora", "qlora"])
 def test_every_layout_and_cut_of_the_batch_leaves_out_the_same(kind: str) -> None:
   config = adapting(kind, dropout=0.3)
   way, trained, frozen = parts(config, seed=1)
@@ -144,10 +145,10 @@ CUT, SPREAD = MeshConfig(fsdp=2, tensor=2), MeshConfig(data=2, fsdp=1, context=2
 
 @pytest.mark.parametrize(
   ("kind", "mesh"),
-  [("dora", CUT), ("qlora", SPREAD)]
+  [("qlora", SPREAD)]
   + [
     pytest.param(kind, mesh, marks=pytest.mark.slow)
-    for kind, mesh in (("lora", CUT), ("qlora", CUT), ("lora", SPREAD), ("dora", SPREAD))
+    for kind, mesh in (("dora", CUT), ("lora", CUT), ("qlora", CUT), ("lora", SPREAD), ("dora", SPREAD))
   ],
 )
 def test_on_several_devices_it_is_the_run_of_one(tmp_path: Path, kind: str, mesh: MeshConfig) -> None:

@@ -20,7 +20,11 @@ def losses(folder, **changes) -> list[str]:
   return [json.loads(line)["loss_hex"] for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
 
-@pytest.mark.parametrize("mesh", [MeshConfig(fsdp=1), MeshConfig(fsdp=2, tensor=2)], ids=["alone", "mesh"])
+@pytest.mark.parametrize(
+  "mesh",
+  [pytest.param(MeshConfig(fsdp=1), marks=pytest.mark.slow), MeshConfig(fsdp=2, tensor=2)],
+  ids=["alone", "mesh"],
+)
 def test_a_run_loads_what_was_compiled_from_shapes_and_is_the_same_run(mesh, tmp_path, caplog):
   planned = plan(Training(student=Shape(CONFIG, 3), config=settings(steps=3, mesh=mesh)), jax.devices())
   with planned.set():

@@ -76,6 +76,7 @@ class Cloud:
     self.workers, self.real_workers = 2, False
     self.codes: list[Any] = []
     self._server = socket.create_server(("127.0.0.1", 0))
+    self._started: list[subprocess.Popen[str]] = []
     threading.Thread(target=self._serve, daemon=True).start()
     self._lock = threading.Lock()
     sleep = shutil.which("sleep")
@@ -120,9 +121,18 @@ class Cloud:
 
   def start(self, command: list[str]) -> subprocess.Popen[str]:
     pipe = subprocess.PIPE
-    return subprocess.Popen(
-      command, cwd=self.folder, env=self.environment, stdin=pipe, stdout=pipe, stderr=pipe, text=True
+    # A shell that runs the tests in the background lets them ignore SIGINT, which bash then cannot trap.
+    started = subprocess.Popen(
+      ["env", "--default-signal=INT", *command],
+      cwd=self.folder,
+      env=self.environment,
+      stdin=pipe,
+      stdout=pipe,
+      stderr=pipe,
+      text=True,
     )
+    self._started.append(started)
+    return started
 
   def did(self) -> list[str]:
     """What was asked of gcloud, but for looking: "create", "delete", and of the workers "setup", "start", …"""
@@ -149,6 +159,8 @@ class Cloud:
     return self.nodes[node]["workers"][worker]["command"]
 
   def close(self) -> None:
+    for one in self._started:
+      one.kill()
     self._server.close()
     for node in list(self.nodes):
       self._switch_off(node)
