@@ -72,6 +72,7 @@ def test_data_build_writes_a_cache_that_data_inspect_checks(here, model, capsys)
   assert f"{built['records']:,} records of 32 tokens" in said(capsys, *build, "--overwrite")
 
 
+@pytest.mark.slow
 def test_compare_lays_recipes_over_a_base(here, model, capsys):
   base = {"model": model, "data": {"source": "text.txt", "calibration_share": 0.2, "held_out_share": 0.2}}
   base |= {
@@ -97,6 +98,7 @@ def test_compare_lays_recipes_over_a_base(here, model, capsys):
   assert "two recipes have the same file name" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_forecast_probes_a_recipe_or_a_run(here, model, capsys):
   recipe = {"out": "run", "model": model, "data": {"source": "text.txt", "calibration_share": 0.2}}
   recipe |= {

@@ -82,6 +82,7 @@ def test_a_recipe_may_merge_replace_or_score_in_rounds_and_leave_out_recovery(re
   assert len(list((tmp_path / "run" / "measured").glob("scores-of-*.json"))) == prune.rounds - 1
 
 
+@pytest.mark.slow
 def test_a_head_that_trains_alone_is_exported_untied_and_the_card_says_so(recipe, tiny_folder, tmp_path):
   training = dataclasses.replace(recipe.recover, trainable="partial", partial=PartialConfig(last=1))
   model = str(tiny_folder(tie_word_embeddings=True))

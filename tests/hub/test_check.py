@@ -189,6 +189,7 @@ def test_a_report_with_a_failed_line_is_not_ok(tiny_folder, tmp_path):
   assert dataclasses.replace(report, targets=(module.Line(name="x", ok=False, detail=""),)).ok
 
 
+@pytest.mark.slow
 @pytest.mark.real
 def test_smollm2_is_proven(smollm2, tmp_path):
   checkpoint = open_checkpoint(str(smollm2))

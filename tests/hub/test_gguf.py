@@ -152,6 +152,7 @@ def test_smollm2_has_the_parameters_and_settings_of_its_card(smollm2):
   assert checkpoint.config["rms_norm_eps"] == 1e-5
 
 
+@pytest.mark.slow
 @pytest.mark.real
 def test_smollm2_knows_its_capitals_and_its_python(smollm2):
   checkpoint = open_checkpoint(str(smollm2))

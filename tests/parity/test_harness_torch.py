@@ -75,6 +75,7 @@ def test_a_small_pruned_folder_scores_as_with_lm_evals_own_model(pruned, local_t
   compare(both(pruned, 3), PLAIN, local_tasks)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("bos", [True, False])
 def test_so_it_does_with_or_without_bos_in_a_shorter_row(pruned, local_tasks, bos):
   compare(both(pruned, 8, add_bos_token=bos, max_length=50), ["local_choices", "local_paragraphs"], local_tasks)

@@ -129,6 +129,7 @@ def test_dropout_leaves_out_its_share_and_keeps_the_mean() -> None:
   assert np.any(thin[0] != thin[1])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", [pytest.param("dora", marks=pytest.mark.slow), "qlora"])
 def test_a_restart_is_the_same_run(tmp_path: Path, kind: str) -> None:
   config = adapting(kind, dropout=0.1)
