@@ -19,6 +19,8 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parents[2]
+# By its place: some tests leave nothing on PATH.
+ENV = shutil.which("env") or "env"
 STAND_INS = Path(__file__).parent / "stand_ins"
 # A recipe, and with it a checkout, may be called anything.
 NASTY = 'it\'s a "nasty" $(touch pwned) `touch pwned`; *\\ & name'
@@ -123,7 +125,7 @@ class Cloud:
     pipe = subprocess.PIPE
     # A shell that runs the tests in the background lets them ignore SIGINT, which bash then cannot trap.
     started = subprocess.Popen(
-      ["env", "--default-signal=INT", *command],
+      [ENV, "--default-signal=INT", *command],
       cwd=self.folder,
       env=self.environment,
       stdin=pipe,
