@@ -36,7 +36,7 @@ from jaxchop.heap import keep_freed_memory
 from jaxchop.training import RecoverConfig
 
 _TEXT = "files (.txt .md .jsonl .parquet, .gz or .zst; globs; also gs://), tfds://name/config, hf://name, or `builtin`"
-_MODEL = "a folder, a .gguf file, a hub id (org/name[@revision]), `builtin`, or a run folder"
+_MODEL = "a folder, a .gguf file, a hub id (org/name[@revision]), `builtin`, or a run folder, also RUN@STEP"
 
 # Commands that take steps, for which a process sets up its memory; one that calls `main` has its own ways.
 _STEPPING = "compare", "forecast", "recover", "run"
@@ -119,7 +119,10 @@ def _recover(parser: _Parser) -> None:
 
 def _evaluate(parser: _Parser) -> None:
   parser.add_argument("models", nargs="+", help=f"each {_MODEL}")
-  parser.add_class_arguments(EvaluateConfig)
+  suites = "perplexity, windows-2048, windows-128, documents, capability, or any task or group of lm-evaluation-harness"
+  default = list(EvaluateConfig.suite)
+  parser.add_argument("--suite", nargs="+", default=default, metavar="NAME", help=f"what is measured: {suites}")
+  parser.add_class_arguments(EvaluateConfig, skip={"suite"})
   parser.add_class_arguments(DataConfig, "data")
 
 

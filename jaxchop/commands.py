@@ -20,13 +20,13 @@ from jaxchop.data.texts import Several, is_cache, local_cache, read_splits
 from jaxchop.data.written import Written, is_written
 from jaxchop.describe import describe
 from jaxchop.errors import UsageError
-from jaxchop.evaluate.measure import measure
 from jaxchop.evaluate.speed import compare_speed
 from jaxchop.files import write_json
 from jaxchop.forecast import forecast as foretold
 from jaxchop.hub.export import export_model
 from jaxchop.hub.rewrite import prune_checkpoint
 from jaxchop.job import Job
+from jaxchop.measured import measured
 from jaxchop.model.generate import Sampling
 from jaxchop.model.generate import generate as continue_prompts
 from jaxchop.parallel.channel import Channel
@@ -46,6 +46,7 @@ from jaxchop.report.page import write_report
 from jaxchop.run_folder import RunFolder
 from jaxchop.subject import Subject
 from jaxchop.training import RecoverConfig
+from jaxchop.versions import machine
 
 
 def run(options: Any) -> dict[str, Any] | None:
@@ -149,16 +150,7 @@ def recover(options: Any) -> dict[str, Any] | None:
 
 def evaluate(options: Any) -> dict[str, Any]:
   settings, texts = _settings(EvaluateConfig, options), read_splits(options.data)
-  entries = []
-  for name in options.models:
-    subject = Subject(name)
-    entries.append(
-      {
-        "path": name,
-        **measure(subject.load(), subject.tokenizer, texts.held_out, settings, eos=subject.eos, title=name),
-      }
-    )
-  return {"models": entries}
+  return {"models": [measured(name, texts, settings) for name in options.models], "machine": machine()}
 
 
 def compare(options: Any) -> dict[str, Any]:

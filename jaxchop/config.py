@@ -215,6 +215,9 @@ class MergingConfig:
 class EvaluateConfig:
   """How the loss of quality and the gain of speed are measured."""
 
+  suite: tuple[str, ...] = ("perplexity", "capability")
+  """What is measured: perplexity; windows-2048 and windows-128, as papers report it; documents, for perplexity a word
+  and a byte; capability; and any task or group of lm-evaluation-harness, as zeroshot7."""
   window: int = 512
   """Tokens a window of the perplexity."""
   stride: int = 512
@@ -226,7 +229,11 @@ class EvaluateConfig:
   batch_size: int = 4
   """Windows run at once."""
   probe_items: int = 4
-  """Items of each level of the capability probe, which has five tasks of four levels; 0 leaves it out."""
+  """Items of each level of the capability probe, which has five tasks of four levels."""
+  task_limit: int | None = None
+  """At most this many documents of each lm-eval task are asked; unset, all."""
+  task_folder: str | None = None
+  """Folder with lm-eval's yaml files of tasks of your own."""
   prompt_tokens: int = 128
   """Prompt length of the speed measurement."""
   new_tokens: int = 32

@@ -15,6 +15,11 @@ from jaxchop.errors import JaxchopError
 LOCK = ".lock"
 
 
+def cache_folder() -> Path:
+  """Returns where what can be had again is kept: $JAXCHOP_CACHE or ~/.cache/jaxchop."""
+  return Path(os.environ.get("JAXCHOP_CACHE") or Path.home() / ".cache" / "jaxchop")
+
+
 def write_text(path: Path, text: str) -> None:
   """Writes a UTF-8 file by rename; raises JaxchopError naming it when the disk refuses."""
   write_bytes(path, text.encode())

@@ -15,7 +15,7 @@ from jaxchop.errors import JaxchopError, UsageError
 
 try:
   from jaxchop.evaluate.harness import HarnessConfig, JaxchopLM
-  from jaxchop.evaluate.suites import Tasks
+  from jaxchop.evaluate.harness_tasks import Tasks
 except JaxchopError as missing:
   # This module is a command: it ends as one.
   raise SystemExit(f"error: {missing}") from missing

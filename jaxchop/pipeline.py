@@ -17,8 +17,10 @@ import yaml
 from jaxchop import retrain, stages
 from jaxchop.config import Recipe
 from jaxchop.data.sources import digest
+from jaxchop.errors import UsageError
 from jaxchop.evaluate.measure import measure
 from jaxchop.evaluate.speed import compare_speed
+from jaxchop.evaluate.suites import Asked
 from jaxchop.files import read_json, write_json, write_text
 from jaxchop.hub.load import open_checkpoint
 from jaxchop.job import Job
@@ -42,6 +44,8 @@ def run(recipe: Recipe, hosts: Channel = ALONE) -> dict[str, Any]:
   """
   job = Job(recipe, hosts)
   job.texts.require("held_out")
+  if recipe.evaluate.suite[:1] != ("perplexity",):
+    raise UsageError("evaluate.suite: the first one of a run is perplexity, which its report is about; put it in front")
   with job.locked():
     text = yaml.safe_dump(dataclasses.asdict(recipe), sort_keys=False)
     hosts.first("recipe", lambda: write_text(job.folder.recipe, text))
@@ -76,7 +80,7 @@ def concluded(
 
 
 def measured(job: Job, name: str, model: Callable[[], Llama]) -> dict[str, Any]:
-  """Returns one model's perplexity and continuations; `model` is called only when they are not known yet."""
+  """Returns what one model is worth; `model` is called only when that is not known yet."""
   settings, subject = job.recipe.evaluate, job.subject
   key = [name, subject.identity, digest(job.texts.held_out), settings]
   key += [job.cut_by] if name != "original" else []
@@ -84,9 +88,7 @@ def measured(job: Job, name: str, model: Callable[[], Llama]) -> dict[str, Any]:
   return standing(
     job.folder.measured / f"{name}.json",
     key,
-    lambda: measure(
-      model(), subject.tokenizer, job.texts.held_out, settings, eos=subject.eos, title=f"Measuring {name}"
-    ),
+    lambda: measure(Asked(model, subject.tokenizer, eos=subject.eos, title=f"Measuring {name}"), job.texts, settings),
   )
 
 
@@ -135,7 +137,8 @@ def summarised(
   written = open_checkpoint(str(job.folder.export))
   rows: dict[str, Any] = {}
   for name, entry in models.items():
-    ((protocol, perplexity),) = entry["perplexity"].items()
+    (protocol, perplexity), *_ = entry["perplexity"].items()
+    able = entry["suites"].get("capability")
     # Recovery changes the weights, not the work: the pruned model's speed is the recovered one's.
     rates = speed["original" if name == "original" else "pruned"]
     rows[name] = {
@@ -145,8 +148,7 @@ def summarised(
       "perplexity": perplexity,
       "protocol": protocol,
       "bits_per_byte": entry["bits_per_byte"],
-      **({"capability": entry["capability"]["score"]} if "capability" in entry else {}),
-      **({"capability_protocol": entry["capability"]["protocol"]} if "capability" in entry else {}),
+      **({"capability": able["score"], "capability_protocol": able["protocol"]} if able else {}),
       "prefill_tokens_per_second": rates["prefill_tokens_per_second"],
       "decode_tokens_per_second": rates["decode_tokens_per_second"],
       "speed_protocol": rates["protocol"] + "; recovered: the pruned model's, whose shapes are the same",

@@ -9,12 +9,11 @@ import rich.console
 import rich.table
 import rich.text
 
-from jaxchop.evaluate.paired import paired
 from jaxchop.layers import spans
 from jaxchop.report import expected, preflight, ways
 from jaxchop.report.fields import Fields
 from jaxchop.report.goodput import in_one_line, read_goodput
-from jaxchop.report.table import summary_table
+from jaxchop.report.table import measures_table, summary_table
 from jaxchop.wording import count, size
 
 Result = Mapping[str, Any]
@@ -121,42 +120,7 @@ def _recover(console: rich.console.Console, result: Result) -> None:
 
 
 def _evaluate(console: rich.console.Console, result: Result) -> None:
-  models = result["models"]
-  probed = [model["capability"] for model in models if "capability" in model]
-  further = ["nats against the first"] if len(models) > 1 else []
-  table = _table("model", "perplexity", *further, "bits per byte", "tokens", *(["tasks solved"] if probed else []))
-  for model in models:
-    ((_, value),) = model["perplexity"].items()
-    table.add_row(
-      rich.text.Text(model["path"]),
-      f"{value:.3f}{_error(model['nll_error'] and value * model['nll_error'], 3)}",
-      *([_against(model, models[0])] if further else []),
-      f"{model['bits_per_byte']:.4f}",
-      f"{model['tokens']:,}",
-      *([_solved(model)] if probed else []),
-    )
-  console.print(table)
-  _say(console, *dict.fromkeys(protocol for model in models for protocol in model["perplexity"]))
-  _say(console, *dict.fromkeys(one["protocol"] for one in probed), "± is one standard error")
-
-
-def _against(model: Result, first: Result) -> str:
-  """Returns a model's nats a token less the first one's, window by window, with the error of that difference."""
-  if model is first:
-    return "first"
-  if (apart := paired(model, first)) is None:
-    return "other windows"
-  mean, error = apart
-  return f"{mean:+.4f}{_error(error, 4)}"
-
-
-def _solved(model: Result) -> str:
-  able = model.get("capability")
-  return "" if able is None else f"{100 * able['score']:.0f} %{_error(100 * able['error'], 0)}"
-
-
-def _error(value: float | None, digits: int) -> str:
-  return "" if value is None else f" ± {value:.{digits}f}"
+  console.print(measures_table(result["models"]))
 
 
 def _export(console: rich.console.Console, result: Result) -> None:

@@ -226,7 +226,7 @@ def write(
     max_shard_size=config.max_shard_size,
     overwrite=overwrite,
     readme=card(subject, plan, summary=summary, recipe=recipe),
-    provenance={"reference": str(subject.run.path.resolve()), "plan": to_json(plan), "recipe": recipe},
+    provenance={"reference": subject.reference, "plan": to_json(plan), "recipe": recipe},
   )
 
 

@@ -1,4 +1,4 @@
-"""A model as people name it, opened: a folder, a GGUF file, a hub id, `builtin`, or a jaxchop run."""
+"""A model as people name it, opened: a folder, a GGUF file, a hub id, `builtin`, or a jaxchop run, also RUN@STEP."""
 
 import functools
 from collections.abc import Mapping
@@ -25,7 +25,7 @@ class Subject:
 
   def __init__(self, name: str):
     self.name = name
-    self.run = RunFolder(Path(name)) if (Path(name) / "plan.json").is_file() else None
+    self.run, self.step = _run_of(name)
     self.plan: Plan | None = read_plan(self.run.plan) if self.run else None
     self.checkpoint: Checkpoint = open_checkpoint(_source_of(self.plan) if self.plan else name)
 
@@ -34,6 +34,12 @@ class Subject:
     """What a plan or a score says of the model it is about; the digest reads every weight once."""
     checkpoint = self.checkpoint
     return {"name": checkpoint.name, "revision": checkpoint.revision, "digest": checkpoint.digest()}
+
+  @property
+  def reference(self) -> str:
+    """The run by a name that does not depend on the folder one is in."""
+    assert self.run is not None
+    return str(self.run.path.resolve()) + ("" if self.step is None else f"@{self.step}")
 
   @property
   def keep(self) -> tuple[int, ...]:
@@ -48,15 +54,26 @@ class Subject:
     return eos_ids(self.checkpoint)
 
   def load(self) -> Llama:
-    """Returns the weights in float32: a run's newest verified checkpoint, or its pruned source before the first one."""
-    if self.run is not None and self.run.checkpoints.exists():
+    """Returns the weights in float32: a run's newest verified checkpoint, or its pruned source before the first one.
+
+    Of RUN@STEP, the checkpoint of that step; raises JaxchopError when it is not there any more.
+    """
+    if self.run is not None and (self.step is not None or self.run.checkpoints.exists()):
       return self.parts().model
     return cut_without_text(self.checkpoint, self.plan, self.name)
 
   def parts(self) -> Parts:
-    """Returns what a run trained and what it left as it was, of its newest verified checkpoint."""
+    """Returns what a run trained and what it left as it was, of the checkpoint that `load` takes."""
     assert self.run is not None
-    return recovered_parts(self.run.checkpoints, self.checkpoint.architecture, len(self.keep))
+    return recovered_parts(self.run.checkpoints, self.checkpoint.architecture, len(self.keep), self.step)
+
+
+def _run_of(name: str) -> tuple[RunFolder | None, int | None]:
+  """Returns the run that a name means, if any, and the step that it asks for."""
+  stem, _, step = name.rpartition("@")
+  asked = int(step) if step.isdecimal() and (Path(stem) / "plan.json").is_file() else None
+  path = Path(name if asked is None else stem)
+  return (RunFolder(path) if (path / "plan.json").is_file() else None), asked
 
 
 def _source_of(plan: Plan) -> str:

@@ -77,7 +77,7 @@ def test_compare_lays_recipes_over_a_base(here, model, capsys):
   base = {"model": model, "data": {"source": "text.txt", "calibration_share": 0.2, "held_out_share": 0.2}}
   base |= {
     "prune": {"drop": "1"},
-    "evaluate": {"window": 32, "stride": 32, "max_windows": 2, "batch_size": 2, "probe_items": 0},
+    "evaluate": {"window": 32, "stride": 32, "max_windows": 2, "batch_size": 2, "suite": ["perplexity"]},
   }
   base |= {"recover": {"batch_size": 2, "seq_len": 32, "mesh": {"fsdp": 1}}}
   for name, content in {
@@ -103,7 +103,7 @@ def test_forecast_probes_a_recipe_or_a_run(here, model, capsys):
   recipe = {"out": "run", "model": model, "data": {"source": "text.txt", "calibration_share": 0.2}}
   recipe |= {
     "prune": {"drop": "1"},
-    "evaluate": {"window": 32, "stride": 32, "max_windows": 4, "batch_size": 2, "probe_items": 0},
+    "evaluate": {"window": 32, "stride": 32, "max_windows": 4, "batch_size": 2, "suite": ["perplexity"]},
   }
   recipe |= {"recover": {"steps": 64, "batch_size": 2, "seq_len": 32, "mesh": {"fsdp": 1}}}
   Path("recipe.yaml").write_text(json.dumps(recipe))

@@ -26,7 +26,7 @@ def ways(tiny_folder):
     data=DataConfig(source="builtin"),
     prune=PruneConfig(pattern="tail", count=1),
     recover=RECOVER,
-    evaluate=EvaluateConfig(window=32, stride=32, max_windows=6, batch_size=2, probe_items=0),
+    evaluate=EvaluateConfig(window=32, stride=32, max_windows=6, batch_size=2, suite=("perplexity",)),
   )
   last = dataclasses.replace(RECOVER, trainable="partial", partial=PartialConfig(last=1))
   taught = dataclasses.replace(RECOVER, distill=DistillConfig(weight=1.0))

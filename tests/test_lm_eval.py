@@ -8,7 +8,7 @@ import pytest
 
 from jaxchop import lm_eval as command
 from jaxchop.errors import UsageError
-from jaxchop.evaluate.suites import Tasks
+from jaxchop.evaluate.harness_tasks import Tasks
 from jaxchop.lm_eval import NamedLM, known_to_lm_eval, main
 
 

@@ -27,7 +27,14 @@ def recipe(tiny_folder, tmp_path_factory):
     prune=PruneConfig(criterion="block_influence", count=1),
     recover=RecoverConfig(steps=3, batch_size=2, seq_len=32, checkpoint_every=2, mesh=MeshConfig(fsdp=1)),
     evaluate=EvaluateConfig(
-      window=32, stride=32, max_windows=2, batch_size=2, prompt_tokens=8, new_tokens=2, sample_tokens=4, probe_items=0
+      window=32,
+      stride=32,
+      max_windows=2,
+      batch_size=2,
+      prompt_tokens=8,
+      new_tokens=2,
+      sample_tokens=4,
+      suite=("perplexity",),
     ),
   )
 

@@ -30,11 +30,12 @@ def check_suffix(path: Source) -> None:
     )
 
 
-def texts(path: Source, text_field: str) -> Iterator[Numbered]:
+def texts(path: Source, text_field: str, *, blank: bool = False) -> Iterator[Numbered]:
   """Yields (number, text) of one file, in order, holding no more than a piece, a line or a row group.
 
   A .txt or .md is cut at blank lines into pieces of about 4,000 characters; joined with a blank line between them they
-  give back the text, its line ends normalised to \\n. Texts of blanks only are left out. Raises JaxchopError, with the
+  give back the text, its line ends normalised to \\n. Texts of blanks only are left out, unless rows are to
+  be `blank`. Raises JaxchopError, with the
   line or offset, on text that is not UTF-8, on a line that is not JSON and on broken compression; UsageError when the
   text field is missing.
   """
@@ -43,7 +44,7 @@ def texts(path: Source, text_field: str) -> Iterator[Numbered]:
     found = _text(path)
   else:
     found = ((number, as_text(row, text_field, f"{path}:{number}")) for number, row in rows(path, (text_field,)))
-  return ((number, text) for number, text in _readable(path, found) if text.strip())
+  return ((number, text) for number, text in _readable(path, found) if blank or text.strip())
 
 
 def rows(path: Source, columns: Sequence[str] | None = None) -> Iterator[tuple[int, dict[str, Any]]]:

@@ -65,17 +65,20 @@ class _Texts:
   """Reads one text field a row."""
 
   text_field: str
+  # Whether rows of blanks are texts, too.
+  blank: bool = False
 
   def file(self, path: files.Source, name: str) -> Iterator[Document]:
-    return (Document(f"{name}:{number}", text) for number, text in files.texts(path, self.text_field))
+    found = files.texts(path, self.text_field, blank=self.blank)
+    return (Document(f"{name}:{number}", text) for number, text in found)
 
   def row(self, row: Mapping[str, Any], name: str) -> Document | None:
     text = files.as_text(dict(row), self.text_field, name)
-    return Document(name, text) if text.strip() else None
+    return Document(name, text) if self.blank or text.strip() else None
 
 
-def documents(spec: str, *, text_field: str = "text") -> Iterator[Document]:
-  """Returns the documents of `spec` one by one, in the same order every time; blank ones are left out.
+def documents(spec: str, *, text_field: str = "text", blank: bool = False) -> Iterator[Document]:
+  """Returns the documents of `spec` one by one, in the same order every time; blank rows are left out unless `blank`.
 
   `spec` is a file or glob (.txt .md .jsonl .parquet, the first three also .gz and .zst), also one in a bucket (gs://),
   `tfds://name/config[?split=train&data_dir=…]` (prepared array_record folders; TensorFlow is not used),
@@ -84,7 +87,7 @@ def documents(spec: str, *, text_field: str = "text") -> Iterator[Document]:
   object, a .parquet column or a feature. Raises UsageError at once on a spec that names nothing, JaxchopError while
   reading on bad content and when there is no document at all.
   """
-  return _builtin() if spec == BUILTIN else entries(spec, _Texts(text_field))
+  return _builtin() if spec == BUILTIN else entries(spec, _Texts(text_field, blank))
 
 
 def entries(spec: str, reader: Reader[Entry]) -> Iterator[Entry]:

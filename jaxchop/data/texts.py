@@ -81,6 +81,13 @@ class Texts:
     self.require("held_out")
     return self._parts.held_out
 
+  @functools.cached_property
+  def as_published(self) -> tuple[Document, ...]:
+    """What quality is measured on, with the blank rows of its source: published perplexities are of all rows joined."""
+    if (spec := self.config.held_out) is None:
+      return self.held_out
+    return tuple(documents(spec, text_field=self.config.text_field, blank=True))
+
   @property
   def training(self) -> Iterable[Document]:
     """What the pruned model is recovered on, as far as it is plain text; raises UsageError when none of it is."""

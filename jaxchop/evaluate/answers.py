@@ -4,7 +4,7 @@ import hashlib
 import json
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +59,12 @@ class Answers:
   def get(self, key: str) -> Any:
     """Returns an answer, None where there is none yet."""
     return self._known.get(key)
+
+  def made(self, key: str, make: Callable[..., Any], *arguments: Any) -> Any:
+    """Returns an answer, which `make` gives for the arguments where there is none yet."""
+    if key not in self._known:
+      self.put({key: make(*arguments)})
+    return self._known[key]
 
   def put(self, answers: Mapping[str, Any]) -> None:
     """Adds answers; they are in the file when this returns. Raises JaxchopError when the disk refuses."""

@@ -11,6 +11,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from jaxchop.errors import UsageError
+from jaxchop.evaluate.answers import Answers
 from jaxchop.model.generate import generate
 from jaxchop.model.llama import Llama
 from jaxchop.progress import stage
@@ -131,10 +132,12 @@ def capability(
   eos: Collection[int],
   batch_size: int = 16,
   title: str = "Probing capability",
+  answers: Answers | None = None,
 ) -> Capability:
   """Returns which of `items` items of each level of each task a model solves, greedily, up to the end of the line.
 
-  Raises UsageError on fewer than one item.
+  With `answers` of this model, items asked before an interruption are not asked again. Raises UsageError on fewer than
+  one item.
   """
   if items < 1:
     raise UsageError(f"evaluate.probe_items is {items}; ask at least one of each level")
@@ -144,18 +147,14 @@ def capability(
   # The room of the longest answer for all of them, and prompts of a length together: few programs are compiled.
   room = max(len(tokenizer.encode(f" {answer}\n")) for _, answer in pairs)
   order = sorted(range(len(asked)), key=lambda index: len(prompts[index]))
+  answers = answers or Answers()
   hits: dict[tuple[str, int, int], bool] = {}
   with stage(title, len(asked), "items") as bar:
     for start in range(0, len(order), batch_size):
       rows = order[start : start + batch_size]
-      full = [*rows, *[rows[-1]] * (batch_size - len(rows))]
-      new = generate(
-        model,
-        [prompts[index] for index in full],
-        max_new_tokens=room,
-        eos=eos,
-        stopped=lambda _, ids: "\n" in str(tokenizer.decode(ids)),
-      )
+      full = [prompts[index] for index in [*rows, *[rows[-1]] * (batch_size - len(rows))]]
+      key = answers.key("probe", full, room, sorted(eos))
+      new = answers.made(key, _written, model, tokenizer, full, room, eos)
       for index, ids in zip(rows, new, strict=False):
         written = str(tokenizer.decode(ids, skip_special_tokens=True))
         hits[asked[index]] = written.partition("\n")[0].strip() == pairs[index][1]
@@ -167,6 +166,18 @@ def capability(
   many = f"{items} items" if items > 1 else "1 item"
   words = f"{many} of each level, {SHOTS} solved ones before each, greedy, the whole line must be right"
   return Capability(solved=solved, protocol=words)
+
+
+def _written(
+  model: Llama,
+  tokenizer: "PreTrainedTokenizerBase",
+  prompts: Sequence[Sequence[int]],
+  room: int,
+  eos: Collection[int],
+) -> list[list[int]]:
+  """Returns what the model writes behind each prompt, at least up to the end of the line."""
+  done = lambda _, ids: "\n" in str(tokenizer.decode(ids))  # noqa: E731
+  return generate(model, prompts, max_new_tokens=room, eos=eos, stopped=done)
 
 
 def _share(hits: Sequence[bool]) -> float:

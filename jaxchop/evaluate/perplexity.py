@@ -17,6 +17,8 @@ from numpy.typing import NDArray
 from jaxchop.compiler import Program
 from jaxchop.data.sources import Document
 from jaxchop.errors import JaxchopError, UsageError
+from jaxchop.evaluate.answers import Answers
+from jaxchop.evaluate.figures import error_of_mean
 from jaxchop.evaluate.protocol import PROTOCOLS, Protocol, Windows
 from jaxchop.model.llama import Llama, hidden
 from jaxchop.model.loss import token_nll
@@ -62,10 +64,12 @@ def perplexity(
   *,
   batch_size: int,
   title: str = "Measuring perplexity",
+  answers: Answers | None = None,
 ) -> Perplexity:
   """Returns the perplexity of the joined documents; `batch_size` windows run at once, `title` names the progress bar.
 
-  One program is compiled, whatever the number of windows. Raises JaxchopError when the text is shorter than a window,
+  One program is compiled, whatever the number of windows; with `answers` of this model, windows measured before an
+  interruption are not measured again. Raises JaxchopError when the text is shorter than a window,
   the tokenizer is another model's or a loss is not finite, UsageError when the tokenizer lacks the BOS asked for.
   """
   if batch_size < 1:
@@ -78,18 +82,24 @@ def perplexity(
     raise JaxchopError(
       f"token {highest} is outside the model's vocabulary of {model.config.vocab_size}: use the model's own tokenizer"
     )
+  answers = answers or Answers()
   nll: list[float] = []
   tokens: list[int] = []
   size = 0
   with stage(title, len(windows), "windows") as bar:
     for start in range(0, len(windows), batch_size):
       batch = windows.batch(start, min(start + batch_size, len(windows)))
-      parts = (_filled(part, min(batch_size, len(windows))) for part in (batch.ids, batch.target, batch.weight))
-      nll += np.asarray(window_nll(model, *parts))[: len(batch.ids)].tolist()
+      parts = [_filled(part, min(batch_size, len(windows))) for part in (batch.ids, batch.target, batch.weight)]
+      key = answers.key("windows", *(part.tolist() for part in parts))
+      nll += answers.made(key, _nll, model, *parts)[: len(batch.ids)]
       tokens += batch.weight.sum(axis=1).astype(int).tolist()
       size += int((batch.bytes * batch.weight).sum())
       bar.advance(len(batch.ids))
   return _summary(np.array(nll), np.array(tokens), size, protocol)
+
+
+def _nll(model: Llama, *parts: NDArray) -> list[float]:
+  return np.asarray(window_nll(model, *parts)).tolist()
 
 
 @Program
@@ -123,15 +133,3 @@ def _summary(nll_N: NDArray[np.float64], tokens_N: NDArray[np.int64], size: int,
     window_tokens=tuple(tokens_N.tolist()),
     protocol=protocol,
   )
-
-
-def error_of_mean(nll_N: NDArray[np.float64], tokens_N: NDArray[np.int64]) -> float | None:
-  """Returns the standard error of the ratio sum(nll) / sum(tokens), the windows being drawn at random.
-
-  `nll_N` may be a difference of two models' losses. None for a single window.
-  """
-  count = len(nll_N)
-  if count < 2:
-    return None
-  off_N = nll_N - nll_N.sum() / tokens_N.sum() * tokens_N
-  return float(np.sqrt(count / (count - 1) * np.sum(off_N**2)) / tokens_N.sum())

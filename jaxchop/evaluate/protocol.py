@@ -50,10 +50,11 @@ class Protocol:
     )
 
 
-# A: GPTQ, Wanda, SLEB (Llama-2-7B on WikiText-2: 5.47). B: LLM-Pruner, shortened-llm (LLaMA-7B: 12.62).
+# The numbers of the pruning papers on WikiText-2's test rows. Source: GPTQ, Wanda, SLEB (Llama-2-7B: 5.47); LLM-Pruner,
+# shortened-llm (LLaMA-7B: 12.62). Both tokenise as the tokenizer does by itself, so with BOS where it begins texts.
 PROTOCOLS = {
-  "A": Protocol(window=2048, stride=2048, bos="first", split="test"),
-  "B": Protocol(window=128, stride=128, bos="first", split="test"),
+  "windows-2048": Protocol(window=2048, stride=2048, bos="first"),
+  "windows-128": Protocol(window=128, stride=128, bos="first"),
 }
 
 
@@ -75,7 +76,7 @@ class Windows:
 
   def __init__(self, tokenizer: "PreTrainedTokenizerBase", text: str, protocol: Protocol):
     self.protocol, self.bos = protocol, tokenizer.bos_token_id
-    self.ids_S, self.bytes_S = _tokens(tokenizer, text)
+    self.ids_S, self.bytes_S = tokens_and_bytes(tokenizer, text)
     if protocol.bos != "none" and self.bos is None:
       raise UsageError(f"the tokenizer has no BOS token, but bos is {protocol.bos!r}; set bos to none")
     if protocol.bos == "first":
@@ -107,7 +108,7 @@ class Windows:
     return Batch(ids_BW, target_BW, weight_BW.astype(np.float32), bytes_BW)
 
 
-def _tokens(tokenizer: "PreTrainedTokenizerBase", text: str) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
+def tokens_and_bytes(tokenizer: "PreTrainedTokenizerBase", text: str) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
   """Returns the ids of a text and the bytes each stands for, whose sum is the text's; a part of a character may have 0.
 
   A token reaches from the end of the one before to its own end, so that what a tokenizer skips counts too.

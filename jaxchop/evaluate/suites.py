@@ -1,127 +1,154 @@
-"""Tasks of lm-evaluation-harness and ours, found by name, run on a model, and what came out in plain numbers."""
+"""What can be measured of a model, by name: perplexities by protocol, what it can still do, tasks of lm-eval.
 
+Every suite gives figures that a table can hold: value, standard error, and the samples behind them, so that two models
+can be compared sample by sample.
+"""
+
+import dataclasses
 import functools
-import logging
-import math
-from collections.abc import Collection, Mapping, Sequence
-from importlib.metadata import version
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from transformers import PreTrainedTokenizerFast
-
-from jaxchop.errors import JaxchopError, UsageError
-from jaxchop.evaluate.harness import HarnessConfig, JaxchopLM
+from jaxchop.config import EvaluateConfig
+from jaxchop.data.sources import Document, digest
+from jaxchop.data.texts import Texts
+from jaxchop.evaluate.answers import Answers, identity
+from jaxchop.evaluate.capability import capability
+from jaxchop.evaluate.documents import by_document
+from jaxchop.evaluate.figures import figure
+from jaxchop.evaluate.perplexity import perplexity
+from jaxchop.evaluate.protocol import PROTOCOLS, Protocol
 from jaxchop.model.llama import Llama
 
-# Only behind the harness, which says in one line what is missing where it is not installed.
-from lm_eval.evaluator import simple_evaluate  # isort: skip
-from lm_eval.tasks import TaskManager  # isort: skip
-
-# Groups of tasks that lm-eval does not have.
-FOLDER = Path(__file__).parent / "tasks"
+if TYPE_CHECKING:
+  from transformers import PreTrainedTokenizerFast
 
 
-class Tasks(TaskManager):
-  """lm-eval's tasks with ours among them; raises JaxchopError when a data set cannot be had."""
+class Asked:
+  """A model as suites ask it: loaded when the first of them needs it."""
 
-  def __init__(self, *arguments: Any, include_path: Any = None, **options: Any):
-    given = include_path if isinstance(include_path, list | tuple) else [include_path] if include_path else []
-    super().__init__(*arguments, include_path=[FOLDER, *given], **options)
+  def __init__(
+    self,
+    load: Callable[[], Llama],
+    tokenizer: "PreTrainedTokenizerFast",
+    *,
+    eos: Collection[int],
+    title: str,
+    folder: Path | None = None,
+  ):
+    """`eos` are the ids that end a text, `title` names progress bars, `folder` keeps answers over an interruption."""
+    self._load, self.tokenizer, self.eos, self.title, self.folder = load, tokenizer, tuple(eos), title, folder
 
-  def load(self, task_list: Any) -> Any:
-    try:
-      return super().load(task_list)
-    # Both are what the data set library raises without a network: for a set that it does not hold, or does not know.
-    except (ConnectionError, FileNotFoundError) as error:
-      reason = str(error).strip().partition("\n")[0]
-      raise JaxchopError(
-        f"a data set cannot be had: {reason}; fetch it on a machine with a network and copy its folder of HF_HOME, or "
-        "name a local file as dataset_path in a task of your own"
-      ) from error
+  @functools.cached_property
+  def model(self) -> Llama:
+    return self._load()
 
-
-@functools.cache
-def tasks_of(folder: Path | None = None) -> Tasks:
-  """Returns all tasks there are, those described in a folder of the user's too; reading them takes seconds."""
-  if folder is not None and not folder.is_dir():
-    raise UsageError(f"{folder}: no folder; name one with lm-eval's yaml files")
-  return Tasks(include_path=None if folder is None else [folder])
+  @functools.cached_property
+  def answers(self) -> Answers:
+    return Answers(self.folder, identity(self.model)) if self.folder else Answers()
 
 
-def evaluate_tasks(
-  model: Llama,
-  tokenizer: PreTrainedTokenizerFast,
-  tasks: Sequence[str],
-  config: HarnessConfig | None = None,
-  *,
-  eos: Collection[int] = (),
-  num_fewshot: int | None = None,
-  limit: int | None = None,
-  chat: bool = False,
-  folder: Path | None = None,
-) -> dict[str, Any]:
-  """Returns what the model scores: `tasks` and `groups` by name, with metrics, standard errors, version and count.
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class Suite:
+  """One thing to measure."""
 
-  `num_fewshot` None leaves the number of examples to each task, `limit` takes so many documents of each, `chat` writes
-  them with the tokenizer's template, `folder` has task files of one's own. With `config.answers`, an interrupted
-  evaluation goes on where it stopped. Raises UsageError on an unknown task, JaxchopError when a data set cannot be had.
+  name: str
+  # All that the result depends on beside the model, as plain JSON.
+  key: Any
+  # Gives {"protocol": words, "figures": {name: figure}} and whatever more there is to tell.
+  run: Callable[[Asked], dict[str, Any]]
+
+
+def suites(config: EvaluateConfig, texts: Texts) -> list[Suite]:
+  """Returns the suites that the settings name; every name that is not one of ours is a task or group of lm-eval.
+
+  Raises UsageError on an unknown name.
   """
-  known = tasks_of(folder)
-  for task in tasks:
-    if not known.match_tasks([task]):
-      raise UsageError(f"task {task} is unknown; `python -m jaxchop.lm_eval ls tasks` lists them all")
-  # It warns at each task of what was asked for here.
-  logging.getLogger("lm_eval").setLevel(logging.ERROR)
-  found: Any = simple_evaluate(
-    model=JaxchopLM(model, tokenizer, config, eos=eos),
-    tasks=[*tasks],
-    num_fewshot=num_fewshot,
-    limit=limit,
-    apply_chat_template=chat,
-    fewshot_as_multiturn=chat,
-    task_manager=known,
-    log_samples=False,
+  return [_suite(name, config, texts) for name in dict.fromkeys(config.suite)]
+
+
+def _suite(name: str, config: EvaluateConfig, texts: Texts) -> Suite:
+  if name == "perplexity":
+    protocol = Protocol(window=config.window, stride=config.stride, bos=config.bos, max_windows=config.max_windows)
+    run = functools.partial(_perplexity, "perplexity", protocol, texts.held_out, config.batch_size)
+    return Suite(name=name, key=[str(protocol), digest(texts.held_out)], run=run)
+  if name in PROTOCOLS:
+    protocol = dataclasses.replace(PROTOCOLS[name], max_windows=config.max_windows)
+    run = functools.partial(_published, name, protocol, texts.as_published, config.batch_size)
+    return Suite(name=name, key=[str(protocol), digest(texts.as_published)], run=run)
+  if name == "documents":
+    run = functools.partial(_documents, texts.held_out, config.batch_size)
+    return Suite(name=name, key=[digest(texts.held_out)], run=run)
+  if name == "capability":
+    return Suite(name=name, key=[config.probe_items], run=functools.partial(_capability, config.probe_items))
+  return _tasks(name, config)
+
+
+def _perplexity(
+  name: str, protocol: Protocol, documents: Sequence[Document], batch_size: int, asked: Asked
+) -> dict[str, Any]:
+  title = f"{asked.title}: {name}"
+  found = perplexity(
+    asked.model, asked.tokenizer, documents, protocol, batch_size=batch_size, title=title, answers=asked.answers
+  )
+  suffix = "" if name == "perplexity" else f", {name}"
+  return {
+    "protocol": str(found.protocol),
+    "tokens": found.tokens,
+    "nll": found.nll,
+    "nll_error": found.nll_error,
+    "figures": {
+      f"perplexity{suffix}": figure(found.perplexity, "perplexity", found.window_nll, found.window_tokens),
+      f"bits per byte{suffix}": figure(found.bits_per_byte, "bits"),
+    },
+  }
+
+
+def _published(
+  name: str, protocol: Protocol, documents: Sequence[Document], batch_size: int, asked: Asked
+) -> dict[str, Any]:
+  begins = asked.tokenizer.encode("a")[:1] == [asked.tokenizer.bos_token_id]
+  protocol = dataclasses.replace(protocol, bos="first" if begins else "none")
+  return _perplexity(name, protocol, documents, batch_size, asked)
+
+
+def _documents(documents: Sequence[Document], batch_size: int, asked: Asked) -> dict[str, Any]:
+  title = f"{asked.title}: documents"
+  found = by_document(
+    asked.model, asked.tokenizer, documents, batch_size=batch_size, title=title, answers=asked.answers
   )
   return {
-    "lm_eval": version("lm_eval"),
-    "tasks": {name: _task(name, found) for name in found["n-samples"]},
-    "groups": {name: _group(name, found, known) for name in found.get("group_subtasks", {})},
+    "protocol": found.protocol,
+    "figures": {
+      "perplexity a word": figure(found.word_perplexity, "perplexity", found.nll, found.words),
+      "perplexity a byte": figure(found.byte_perplexity, "perplexity", found.nll, found.bytes),
+      "bits per byte, documents": figure(found.bits_per_byte, "bits"),
+    },
   }
 
 
-def _task(name: str, found: Mapping[str, Any]) -> dict[str, Any]:
-  return {
-    "metrics": _metrics(found["results"][name]),
-    "version": found["versions"][name],
-    "n": found["n-samples"][name]["effective"],
-    "num_fewshot": found["n-shot"][name],
-  }
+def _capability(items: int, asked: Asked) -> dict[str, Any]:
+  title = f"{asked.title}: what it can do"
+  found = capability(asked.model, asked.tokenizer, items=items, eos=asked.eos, title=title, answers=asked.answers)
+  by_task = {task: [int(hit) for level in levels for hit in level] for task, levels in found.solved.items()}
+  every = [hit for hits in by_task.values() for hit in hits]
+  whole = figure(found.score, "share", every, error=found.error)
+  parts = {f"small tasks: {task}": figure(sum(hits) / len(hits), "share", hits) for task, hits in by_task.items()}
+  return found.to_json() | {"figures": {"small tasks solved": whole} | parts}
 
 
-def _metrics(values: Mapping[str, Any]) -> dict[str, dict[str, float | None]]:
-  """Returns {metric: value and standard error}; lm-eval's filter is part of the name unless it is "none"."""
-  metrics = {}
-  for key, value in values.items():
-    metric, comma, kind = key.partition(",")
-    if comma and not metric.endswith("_stderr"):
-      error = values.get(f"{metric}_stderr,{kind}")
-      name = metric if kind == "none" else key
-      metrics[name] = {"value": float(value), "error": float(error) if isinstance(error, int | float) else None}
-  return metrics
+def _tasks(name: str, config: EvaluateConfig) -> Suite:
+  # Only here: it takes seconds to load, and is an extra.
+  from jaxchop.evaluate import harness_tasks
 
+  folder = Path(config.task_folder) if config.task_folder else None
+  harness_tasks.require(name, folder)
 
-def _group(name: str, found: Mapping[str, Any], known: Tasks) -> dict[str, Any]:
-  """Returns what lm-eval averages over a group, and the mean of the metrics that the group names itself."""
-  entry = known.task_index.get(name)
-  settings = (entry.cfg if entry else None) or {}
-  averaged: dict[str, str] = settings.get("metadata", {}).get("averaged", {})
-  group: dict[str, Any] = {"metrics": _metrics(found.get("groups", {}).get(name, {}))}
-  if averaged:
-    every = {**found["results"], **found.get("groups", {})}
-    parts: list[Any] = [_metrics(every[task])[metric] for task, metric in averaged.items()]
-    value = sum(part["value"] for part in parts) / len(parts)
-    errors = [part["error"] for part in parts]
-    error = None if None in errors else math.hypot(*errors) / len(parts)
-    group["mean"] = {"value": value, "error": error, "of": averaged}
-  return group
+  def run(asked: Asked) -> dict[str, Any]:
+    settings = harness_tasks.HarnessConfig(answers=str(asked.folder) if asked.folder else None)
+    return harness_tasks.measured(
+      asked.model, asked.tokenizer, name, settings, eos=asked.eos, limit=config.task_limit, folder=folder
+    )
+
+  return Suite(name=name, key=[harness_tasks.what_it_is(name, folder), config.task_limit], run=run)

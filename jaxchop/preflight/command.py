@@ -7,8 +7,9 @@ from typing import Any
 
 from jaxchop.config import Recipe
 from jaxchop.errors import UsageError
+from jaxchop.files import cache_folder
 from jaxchop.hub.architectures import shape_of
-from jaxchop.preflight.alone import alone, cache_folder
+from jaxchop.preflight.alone import alone
 from jaxchop.preflight.asked import training_of
 from jaxchop.preflight.question import Question, answer, others
 from jaxchop.preflight.report import program, report
@@ -51,9 +52,9 @@ def preflight(
   """
   question = Question(training=training_of(recipe, plan, layers), topology=topology, slices=slices)
   whole = shape_of(recipe.model).layers
-  content = {"model": recipe.model} | alone(figures, question, whole, wishes, cache_folder())
+  content = {"model": recipe.model} | alone(figures, question, whole, wishes, cache_folder() / "preflight")
   if wishes.programs:
-    told = alone(others, question, recipe.evaluate, wishes.programs, cache_folder())
+    told = alone(others, question, recipe.evaluate, wishes.programs, cache_folder() / "preflight")
     content["programs"] = {name: program(found, recipe.evaluate, name) for name, found in told.items()}
   return content
 

@@ -229,7 +229,8 @@ def load_weights(folder: Path, step: int | None = None) -> tuple[dict[str, np.nd
         continue
       return dict(items["model"]), found["meta"]
   wanted = "checkpoint" if step is None else f"checkpoint of step {step}"
-  raise JaxchopError(f"{folder}: no whole {wanted} is here; run the recovery again")
+  there = ", ".join(str(one) for one, _ in _steps(folder)) or "none"
+  raise JaxchopError(f"{folder}: no whole {wanted} is here (steps there: {there}); run the recovery again")
 
 
 def _items(model: Any, opt_state: Any) -> dict[str, dict[str, Any]]:

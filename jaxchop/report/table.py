@@ -1,30 +1,45 @@
-"""The comparison of original, pruned and recovered as a table for the terminal."""
+"""Models side by side as a table for the terminal: of a run, and of whatever was evaluated."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import rich.table
 import rich.text
 
 from jaxchop import wording
-from jaxchop.report.comparison import Cell, comparison, marked, notes
+from jaxchop.report.comparison import Cell, Row, comparison, marked, notes
 from jaxchop.report.fields import Fields
 from jaxchop.report.goodput import in_one_line, read_goodput
+from jaxchop.report.measures import measures
 from jaxchop.report.results import read_models
 
 
 def summary_table(summary: Mapping[str, Any]) -> rich.table.Table:
   """The models of a summary.json side by side, with protocols, tokens and time spent underneath."""
   models = read_models(summary)
-  rows = comparison(models)
+  return _table([model.name for model in models], comparison(models), _spent(summary))
+
+
+def measures_table(models: Sequence[Mapping[str, Any]]) -> rich.table.Table:
+  """The figures of evaluated models side by side, with protocols and what the numbers mean underneath."""
+  words = ["± is one standard error."]
+  if len(models) > 1:
+    words.append(
+      "In brackets: more or less than the first model on the same text or items, sample by sample; a perplexity is "
+      "e^x times as high, x the nats."
+    )
+  return _table([model["path"] for model in models], measures(models), words)
+
+
+def _table(names: Sequence[str], rows: Sequence[Row], words: Sequence[str]) -> rich.table.Table:
   footnotes = notes(rows)
   # Names and protocols are text from outside: as Text they cannot be read as markup.
-  table = rich.table.Table(
-    box=rich.box.SIMPLE_HEAD, caption=_caption(summary, footnotes), caption_justify="left", caption_style="none"
-  )
+  marks = [f"{wording.mark(index)} {note}" for index, note in enumerate(footnotes)]
+  caption = rich.text.Text("\n".join([*marks, *words]))
+  table = rich.table.Table(box=rich.box.SIMPLE_HEAD, caption=caption, caption_justify="left", caption_style="none")
   table.add_column("")
-  for model in models:
-    table.add_column(model.name, justify="right", overflow="fold")
+  for name in names:
+    table.add_column(rich.text.Text(name), justify="right", overflow="fold")
   for row in rows:
     table.add_row(rich.text.Text(marked(row, footnotes)), *(_cell(cell) for cell in row.cells))
   return table
@@ -35,9 +50,10 @@ def _cell(cell: Cell) -> rich.text.Text:
   return text.append(f" ({cell.against})", style="dim") if cell.against else text
 
 
-def _caption(summary: Mapping[str, Any], footnotes: tuple[str, ...]) -> rich.text.Text:
+def _spent(summary: Mapping[str, Any]) -> list[str]:
+  """Returns what a run took and gained, in lines."""
   file = Fields("summary.json", summary)
-  lines = [f"{wording.mark(index)} {note}" for index, note in enumerate(footnotes)]
+  lines = []
   tokens, closed, seconds = file.integer("tokens"), file.number("gap_closed"), file.pairs("seconds")
   if tokens:
     lines.append(f"Recovered with {wording.count(tokens)} tokens.")
@@ -48,4 +64,4 @@ def _caption(summary: Mapping[str, Any], footnotes: tuple[str, ...]) -> rich.tex
   if seconds:
     stages = ", ".join(f"{stage} {wording.duration(spent)}" for stage, spent in seconds)
     lines.append(f"Time: {wording.duration(sum(spent for _, spent in seconds))} ({stages}).")
-  return rich.text.Text("\n".join(lines))
+  return lines

@@ -5,9 +5,9 @@ import pytest
 from lm_eval.api.task import ConfigurableTask
 
 from jaxchop.errors import JaxchopError, UsageError
-from jaxchop.evaluate import suites
+from jaxchop.evaluate import harness_tasks
 from jaxchop.evaluate.harness import HarnessConfig
-from jaxchop.evaluate.suites import Tasks, evaluate_tasks, tasks_of
+from jaxchop.evaluate.harness_tasks import Tasks, evaluate_tasks, tasks_of
 
 SMALL = HarnessConfig(batch_size=8)
 
@@ -21,7 +21,7 @@ def known():
 def only_local(monkeypatch, local_tasks):
   """lm-eval has fourteen thousand task files, which takes seconds to read; these tests want theirs alone."""
   local = Tasks(include_path=local_tasks, include_defaults=False)
-  monkeypatch.setattr(suites, "tasks_of", lambda folder: local)
+  monkeypatch.setattr(harness_tasks, "tasks_of", lambda folder: local)
 
 
 def test_results_are_metrics_with_errors_versions_and_counts(model, tokenizer):
@@ -42,7 +42,7 @@ def test_a_group_has_the_mean_of_the_metrics_that_it_names(model, tokenizer, loc
     "group: pair\ntask: [local_choices, local_letters]\nmetadata:\n  version: 1.0\n"
     "  averaged: {local_choices: acc_norm, local_letters: acc}\n"
   )
-  monkeypatch.setattr(suites, "tasks_of", lambda folder: Tasks(include_path=tmp_path, include_defaults=False))
+  monkeypatch.setattr(harness_tasks, "tasks_of", lambda folder: Tasks(include_path=tmp_path, include_defaults=False))
   found = evaluate_tasks(model, tokenizer, ["pair"], SMALL, num_fewshot=1)
   parts = [found["tasks"][task]["metrics"][metric] for task, metric in found["groups"]["pair"]["mean"]["of"].items()]
   mean = found["groups"]["pair"]["mean"]
