@@ -125,7 +125,7 @@ def _summary(nll_N: NDArray[np.float64], tokens_N: NDArray[np.int64], size: int,
   return Perplexity(
     perplexity=math.exp(mean) if mean < 709 else math.inf,
     nll=mean,
-    nll_error=error_of_mean(nll_N, tokens_N),
+    nll_error=error_of_mean(nll_N, tokens_N.astype(float)),
     tokens=tokens,
     bytes=size,
     bits_per_byte=total / math.log(2) / size if size else math.inf,
