@@ -88,9 +88,7 @@ Pair = tuple[Llama, Llama]
 
 
 @functools.partial(Program, static_argnames=("room", "drafted"))
-def _begin(
-  models: Pair, ids_1T: jax.Array, first_1: jax.Array, eos_E: jax.Array, *, room: int, drafted: int
-) -> _State:
+def _begin(models: Pair, ids_1T: jax.Array, first_1: jax.Array, eos_E: jax.Array, *, room: int, drafted: int) -> _State:
   """Returns the state after the first token; `room` more tokens have place in it."""
   slots = ids_1T.shape[1] + room
   (_, draft), (logits_1V, target) = (prefill(model, ids_1T, slots=slots, first_B=first_1) for model in models)

@@ -16,6 +16,7 @@ import json
 import multiprocessing
 import os
 import statistics
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -94,6 +95,8 @@ def in_turn(options: argparse.Namespace, folder: str) -> dict[str, Any]:
       for side, pipe in pipes.items():
         pipe.send(rows)
         answer = pipe.recv()
+        one, whole, _ = answer
+        print(f"turn {turn}, batch {rows}, {side}: {one[0]:.2f} s, {whole[0]:.2f} s", file=sys.stderr, flush=True)
         if turn:
           answers[side].append(answer)
   for pipe in pipes.values():
