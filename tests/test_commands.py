@@ -315,7 +315,7 @@ def test_generate_continues_each_prompt_and_sampling_is_decided_by_the_seed(mode
 
 
 def test_speed_sets_models_side_by_side(model, here, capsys):
-  main(["prune", model, "--drop", "1", "-o", "smaller", "--quiet"])
+  said(capsys, "prune", model, "--drop", "1", "-o", "smaller")
   ask = ["speed", model, "smaller", "--prompt_tokens", "8", "--new_tokens", "2", "--repeats", "1"]
   found = answer(capsys, *ask, "--batch", "1", "2")
   assert [(row["path"], row["batch"]) for row in found["models"]] == [
@@ -327,7 +327,7 @@ def test_speed_sets_models_side_by_side(model, here, capsys):
   assert "1.00x" in shown and "SLEB" in shown and "1 layers fewer" in shown
 
 
-def test_speed_measures_a_drafter_with_its_target(model, capsys):
+def test_speed_measures_a_drafter_with_its_target(model, here, capsys):
   ask = ["speed", "--draft", model, "--target", model, "--drafted", "2", "--prompts", "1", *SMALL]
   ask += ["--prompt_tokens", "8", "--new_tokens", "4"]
   found = answer(capsys, *ask)
