@@ -8,7 +8,8 @@ with EOS forbidden: one new token, which is the prompt's price, and all of them;
 of each side warms up and compiles. Prints one JSON object: medians of tokens per second of all rows, decoding alone and
 end to end, by wall clock and by processor time (the steadier one on a busy machine), the ratio of ours to torch's with
 the lowest and highest of any one turn, the bytes of weights that a step reads against the seconds it takes, and how
-many of the tokens are the same.
+many of the rows are the same. Where others use the machine too, pin it to a core (`taskset -c 0 python …`): torch's
+threads wait for one another at every product.
 """
 
 import argparse
