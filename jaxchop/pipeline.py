@@ -149,6 +149,7 @@ def summarised(
       "protocol": protocol,
       "bits_per_byte": entry["bits_per_byte"],
       **({"capability": able["score"], "capability_protocol": able["protocol"]} if able else {}),
+      "figures": further(entry),
       "prefill_tokens_per_second": rates["prefill_tokens_per_second"],
       "decode_tokens_per_second": rates["decode_tokens_per_second"],
       "speed_protocol": rates["protocol"] + "; recovered: the pruned model's, whose shapes are the same",
@@ -168,6 +169,16 @@ def summarised(
     "peak_memory_bytes": peak_memory(),
     "versions": versions(),
     "machine": machine(),
+  }
+
+
+def further(entry: Mapping[str, Any]) -> dict[str, Any]:
+  """Returns the figures of the suites that a summary has no place of its own for, each with its protocol."""
+  suites = {name: suite for name, suite in entry["suites"].items() if name not in ("perplexity", "capability")}
+  return {
+    name: {key: figure[key] for key in ("value", "error", "unit")} | {"protocol": suite["protocol"]}
+    for suite in suites.values()
+    for name, figure in suite["figures"].items()
   }
 
 

@@ -63,6 +63,14 @@ def percent(share: float) -> str:
   return f"{100 * share:.0f}{_NBSP}%".replace("-", _MINUS) if math.isfinite(share) else number(share)
 
 
+def figure(value: float, error: float | None, unit: str) -> str:
+  """A figure by its unit (evaluate/figures.py), with its standard error."""
+  if unit == "share":
+    return percent(value) + ("" if error is None else f" ± {100 * error:.1f}")
+  words = bits(value) if unit == "bits" else number(value)
+  return words + ("" if error is None else f" ± {number(error)}")
+
+
 def duration(seconds: float) -> str:
   """Seconds as hours, minutes and seconds, the two largest of them."""
   if not math.isfinite(seconds) or seconds < 10:

@@ -73,6 +73,8 @@ class Answers:
       return
     lines = "".join(json.dumps({"key": key, "answer": answer}) + "\n" for key, answer in answers.items())
     try:
+      # Another process that asked the same model may have finished and removed it.
+      self._path.parent.mkdir(parents=True, exist_ok=True)
       with self._path.open("a", encoding="utf-8") as file:
         file.write(lines)
     except OSError as error:

@@ -133,7 +133,8 @@ def _capability(items: int, asked: Asked) -> dict[str, Any]:
   found = capability(asked.model, asked.tokenizer, items=items, eos=asked.eos, title=title, answers=asked.answers)
   by_task = {task: [int(hit) for level in levels for hit in level] for task, levels in found.solved.items()}
   every = [hit for hits in by_task.values() for hit in hits]
-  whole = figure(found.score, "share", every, error=found.error)
+  # The levels are what they are, the items of each are drawn; one of each says nothing about that.
+  whole = figure(found.score, "share", every, error=found.error if items > 1 else None)
   parts = {f"small tasks: {task}": figure(sum(hits) / len(hits), "share", hits) for task, hits in by_task.items()}
   return found.to_json() | {"figures": {"small tasks solved": whole} | parts}
 

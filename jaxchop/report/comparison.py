@@ -38,6 +38,7 @@ def comparison(models: Sequence[Measured]) -> tuple[Row, ...]:
   rows += [
     _row("Bits per byte", models, lambda model: model.bits_per_byte, wording.bits, wording.change, note),
     _capability(models),
+    *_further(models),
     _speed("Decode, tokens/s", models, lambda model: model.decode),
     _speed("Prefill, tokens/s", models, lambda model: model.prefill),
   ]
@@ -65,6 +66,13 @@ def _capability(models: Sequence[Measured]) -> Row:
   asked = dict.fromkeys(model.capability_protocol for model in models if model.capability is not None)
   note = "; ".join(filter(None, asked))
   return _row("Small tasks solved", models, lambda model: model.capability, wording.percent, wording.ratio, note)
+
+
+def _further(models: Sequence[Measured]) -> list[Row]:
+  """Rows of what further suites say, as they say it."""
+  by_model = [{name: Cell(words) for name, words, _ in model.figures} for model in models]
+  notes = {name: protocol for model in models for name, _, protocol in model.figures}
+  return [Row(name, tuple(own.get(name, Cell("")) for own in by_model), note) for name, note in notes.items()]
 
 
 def _speed(label: str, models: Sequence[Measured], value: Callable[[Measured], float | None]) -> Row:

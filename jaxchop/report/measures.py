@@ -27,16 +27,9 @@ def _row(suite: str, name: str, models: Sequence[Entry]) -> Row:
   cells = []
   for model, one in zip(models, found, strict=True):
     against = "" if one is None or first is None or model is models[0] else _against(one, first)
-    cells.append(Cell("" if one is None else _words(one["value"], one["error"], one["unit"]), against))
+    cells.append(Cell("" if one is None else wording.figure(one["value"], one["error"], one["unit"]), against))
   protocols = dict.fromkeys(model["suites"][suite]["protocol"] for model in models if suite in model["suites"])
   return Row(name, tuple(cells), "; ".join(protocols))
-
-
-def _words(value: float, error: float | None, unit: str) -> str:
-  if unit == "share":
-    return wording.percent(value) + ("" if error is None else f" ± {100 * error:.1f}")
-  words = wording.bits(value) if unit == "bits" else wording.number(value)
-  return words + ("" if error is None else f" ± {wording.number(error)}")
 
 
 def _against(one: Entry, first: Entry) -> str:

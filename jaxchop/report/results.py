@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from jaxchop import wording
 from jaxchop.errors import JaxchopError, UsageError
 from jaxchop.files import read_json
 from jaxchop.report.fields import Fields
@@ -65,6 +66,8 @@ class Measured:
   # Share of the capability probe's items that it solves, and how they were asked, in words.
   capability: float | None = None
   capability_protocol: str = ""
+  # What further suites say: (name, value with its error in words, protocol).
+  figures: tuple[tuple[str, str, str], ...] = ()
   # Tokens a second.
   prefill: float | None = None
   decode: float | None = None
@@ -223,6 +226,10 @@ def _model(name: str, summary: Fields, tested: Fields) -> Measured:
     bits_per_byte=tested.number("bits_per_byte") if bits is None else bits,
     capability=summary.number("capability"),
     capability_protocol=summary.text("capability_protocol"),
+    figures=tuple(
+      (name, wording.figure(one.number("value") or 0.0, one.number("error"), one.text("unit")), one.text("protocol"))
+      for name, one in summary.children("figures")
+    ),
     prefill=summary.number("prefill_tokens_per_second"),
     decode=summary.number("decode_tokens_per_second"),
     speed_protocol=summary.text("speed_protocol"),

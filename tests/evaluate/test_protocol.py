@@ -96,8 +96,11 @@ def test_a_protocol_is_said_in_one_line():
 
 
 def test_the_protocols_of_the_literature_have_names():
-  assert str(PROTOCOLS["A"]) == r'window 2048, stride 2048, bos first, documents joined by "\n\n", split test'
-  assert str(PROTOCOLS["B"]) == r'window 128, stride 128, bos first, documents joined by "\n\n", split test'
+  joined = r'bos first, documents joined by "\n\n", split held_out'
+  assert {name: str(protocol) for name, protocol in PROTOCOLS.items()} == {
+    "windows-2048": f"window 2048, stride 2048, {joined}",
+    "windows-128": f"window 128, stride 128, {joined}",
+  }
 
 
 @pytest.mark.parametrize("text", ["", "a few words"])
