@@ -4,7 +4,6 @@ Shapes: B rows, T prompt tokens, V vocabulary.
 """
 
 import dataclasses
-import resource
 import time
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -15,6 +14,7 @@ import jax.numpy as jnp
 from jaxchop.compiler import Program
 from jaxchop.errors import UsageError
 from jaxchop.evaluate.spread import Spread, spread
+from jaxchop.heap import peak_bytes
 from jaxchop.model.cache import Cache, decode, prefill
 from jaxchop.model.llama import Llama
 from jaxchop.progress import stage
@@ -182,8 +182,7 @@ def peak_memory() -> dict[str, Any]:
   stats = jax.local_devices()[0].memory_stats() or {}
   if "peak_bytes_in_use" in stats:
     return {"bytes": stats["peak_bytes_in_use"], "of": "the device's arrays and programs, of all models together"}
-  peak = 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-  return {"bytes": peak, "of": "this process, with all models loaded; the device does not count its own"}
+  return {"bytes": peak_bytes(), "of": "this process, with all models loaded; the device does not count its own"}
 
 
 def _protocol(model: Llama, counts: Mapping[str, int], warm_up: int) -> str:
