@@ -115,6 +115,7 @@ def _recover(parser: _Parser) -> None:
   parser.add_argument("-o", "--out", required=True, help="run folder; the same one goes on where it stopped")
   parser.add_class_arguments(RecoverConfig)
   parser.add_class_arguments(DataConfig, "data")
+  parser.add_class_arguments(EvaluateConfig, "evaluate")
 
 
 def _evaluate(parser: _Parser) -> None:

@@ -141,7 +141,14 @@ def recover(options: Any) -> dict[str, Any] | None:
   layers = Subject(options.model).checkpoint.layers
   settings = _settings(RecoverConfig, options)
   keep_all = PruneConfig(keep=f"0:{layers}")
-  recipe = Recipe(out=options.out, model=options.model, data=options.data, prune=keep_all, recover=settings)
+  recipe = Recipe(
+    out=options.out,
+    model=options.model,
+    data=options.data,
+    prune=keep_all,
+    recover=settings,
+    evaluate=options.evaluate,
+  )
   with joined(_told(recipe), settings.mesh.wait) as hosts:
     job = Job(recipe, hosts)
     with job.locked():

@@ -74,6 +74,8 @@ class Job:
       retrain.mesh_of(self)
       if recipe.recover.evaluate_every:
         self.texts.require("held_out")
+      if recipe.recover.evaluate_suite:
+        retrain.suites_along(self)
       for spec in filter(is_cache, self.texts.specs.values()):
         if (length := read_manifest(local_cache(spec), self.subject.tokenizer).seq_len) != recipe.recover.seq_len:
           raise UsageError(

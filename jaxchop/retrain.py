@@ -4,7 +4,7 @@ import dataclasses
 import functools
 import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +16,8 @@ from jaxchop.data.loader import Loader
 from jaxchop.data.packed import tokenizer_digest
 from jaxchop.data.windows import first_windows
 from jaxchop.errors import UsageError
+from jaxchop.evaluate.answers import Halted
+from jaxchop.evaluate.suites import Asked, Suite, suites
 from jaxchop.hub.checkpoint import Checkpoint
 from jaxchop.hub.load import load_model, open_checkpoint
 from jaxchop.model.flops import forward_flops
@@ -25,6 +27,7 @@ from jaxchop.parallel.sharding import placement
 from jaxchop.recover.fading import Fading
 from jaxchop.recover.loop import recover
 from jaxchop.recover.outcome import Recovered
+from jaxchop.recover.run import Along
 from jaxchop.recover.teacher import needed, require_same_tokens, stands_beside
 from jaxchop.recover.trainable import replacements, way_of
 from jaxchop.subject import Subject
@@ -58,6 +61,7 @@ def fading(job: "Job") -> RecoverConfig:
     fork=None,
     # Held-out text would be measured with the layers that go.
     evaluate_every=0,
+    evaluate_suite=(),
     keep_best=0,
   )
 
@@ -197,7 +201,41 @@ def train(
     teacher=teacher,
     keep=keep,
     fading=fading,
+    along=_along(job) if settings.evaluate_suite else None,
   )
+
+
+def suites_along(job: "Job") -> list[Suite]:
+  """Returns what is measured of the model in the middle of its recovery."""
+  settings = job.recipe.recover
+  if settings.evaluate_suite and not settings.evaluate_every:
+    raise UsageError("recover.evaluate_suite: nothing says when; set recover.evaluate_every")
+  if settings.evaluate_suite and job.hosts.count > 1:
+    raise UsageError(
+      "recover.evaluate_suite: several processes measure the held-out loss alone; leave it out, and ask `jaxchop "
+      "evaluate RUN@STEP` about a checkpoint"
+    )
+  return suites(dataclasses.replace(job.recipe.evaluate, suite=settings.evaluate_suite), job.texts)
+
+
+def _along(job: "Job") -> Along:
+  """Returns what measures the model in the middle of its recovery."""
+  wanted = suites_along(job)
+
+  def figures(model: Llama, stopped: Callable[[], bool]) -> dict[str, dict[str, Any]] | None:
+    asked = Asked(lambda: model, job.subject.tokenizer, eos=job.subject.eos, title="Measuring", stopped=stopped)
+    try:
+      found = [suite.run(asked) for suite in wanted]
+    except Halted:
+      return None
+    # The samples behind a figure are many, and stand in no curve. The first figure of a suite is what it is about.
+    return {
+      name: {key: one[key] for key in ("value", "error", "unit")} | {"protocol": each["protocol"], "main": not number}
+      for each in found
+      for number, (name, one) in enumerate(each["figures"].items())
+    }
+
+  return figures
 
 
 def _held_out(job: "Job") -> NDArray[np.int32]:

@@ -153,6 +153,8 @@ class RecoverConfig:
   """Checkpoints kept for the lowest held-out loss; needs evaluate_every."""
   evaluate_every: int = 0
   """Steps between two measurements of the held-out loss, each of which is a checkpoint too; 0 measures none."""
+  evaluate_suite: tuple[str, ...] = ()
+  """What is measured then beside it, as [capability]: names as in evaluate.suite, with the settings under evaluate."""
   evaluate_windows: int = 32
   """Held-out windows of seq_len tokens to measure on, from the beginning of the held-out text."""
   skip_nonfinite: int = 0

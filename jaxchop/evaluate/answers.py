@@ -26,6 +26,10 @@ def identity(model: Llama) -> str:
   return hashlib.sha256(f"{model.config}\n{combine(weights)}".encode()).hexdigest()
 
 
+class Halted(Exception):
+  """Whoever asked has no time for more answers."""
+
+
 class Answers:
   """{key: answer}; with a folder, what was put there by the same model is there again.
 
@@ -33,9 +37,12 @@ class Answers:
   off is forgotten.
   """
 
-  def __init__(self, folder: Path | None = None, about: str = ""):
-    """`about` names the model, see `identity`. Raises JaxchopError when the file cannot be read or written."""
-    self._about, self._known = about, {}
+  def __init__(self, folder: Path | None = None, about: str = "", stopped: Callable[[], bool] = lambda: False):
+    """`about` names the model, see `identity`; once `stopped` says so, the next answers raise Halted.
+
+    Raises JaxchopError when the file cannot be read or written.
+    """
+    self._about, self._known, self._stopped = about, {}, stopped
     self._path = folder and folder / FILE
     if self._path is None:
       return
@@ -68,6 +75,8 @@ class Answers:
 
   def put(self, answers: Mapping[str, Any]) -> None:
     """Adds answers; they are in the file when this returns. Raises JaxchopError when the disk refuses."""
+    if self._stopped():
+      raise Halted
     self._known.update(answers)
     if self._path is None:
       return

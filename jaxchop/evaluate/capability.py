@@ -14,6 +14,7 @@ from jaxchop.errors import UsageError
 from jaxchop.evaluate.answers import Answers
 from jaxchop.model.generate import generate
 from jaxchop.model.llama import Llama
+from jaxchop.parallel.rows import Rows
 from jaxchop.progress import stage
 
 if TYPE_CHECKING:
@@ -147,14 +148,14 @@ def capability(
   # The room of the longest answer for all of them, and prompts of a length together: few programs are compiled.
   room = max(len(tokenizer.encode(f" {answer}\n")) for _, answer in pairs)
   order = sorted(range(len(asked)), key=lambda index: len(prompts[index]))
-  answers = answers or Answers()
+  answers, places = answers or Answers(), Rows(model, batch_size)
   hits: dict[tuple[str, int, int], bool] = {}
   with stage(title, len(asked), "items") as bar:
-    for start in range(0, len(order), batch_size):
-      rows = order[start : start + batch_size]
-      full = [prompts[index] for index in [*rows, *[rows[-1]] * (batch_size - len(rows))]]
+    for start in range(0, len(order), places.count):
+      rows = order[start : start + places.count]
+      full = [prompts[index] for index in [*rows, *[rows[-1]] * (places.count - len(rows))]]
       key = answers.key("probe", full, room, sorted(eos))
-      new = answers.made(key, _written, model, tokenizer, full, room, eos)
+      new = answers.made(key, _written, model, places, tokenizer, full, room, eos)
       for index, ids in zip(rows, new, strict=False):
         written = str(tokenizer.decode(ids, skip_special_tokens=True))
         hits[asked[index]] = written.partition("\n")[0].strip() == pairs[index][1]
@@ -170,6 +171,7 @@ def capability(
 
 def _written(
   model: Llama,
+  places: Rows,
   tokenizer: "PreTrainedTokenizerBase",
   prompts: Sequence[Sequence[int]],
   room: int,
@@ -177,7 +179,8 @@ def _written(
 ) -> list[list[int]]:
   """Returns what the model writes behind each prompt, at least up to the end of the line."""
   done = lambda _, ids: "\n" in str(tokenizer.decode(ids))  # noqa: E731
-  return generate(model, prompts, max_new_tokens=room, eos=eos, stopped=done)
+  with places.on_devices():
+    return generate(model, prompts, max_new_tokens=room, eos=eos, stopped=done, place=places.place)
 
 
 def _share(hits: Sequence[bool]) -> float:

@@ -19,6 +19,7 @@ from jaxchop.errors import JaxchopError, UsageError
 from jaxchop.evaluate.answers import Answers
 from jaxchop.evaluate.scoring import Pair, batches, cut, rows_of, score
 from jaxchop.model.llama import Llama
+from jaxchop.parallel.rows import Rows
 from jaxchop.progress import stage
 
 if TYPE_CHECKING:
@@ -109,12 +110,12 @@ def _scored(
 ) -> list[float]:
   """Returns the nats of each continuation."""
   nll = [0.0] * len(pairs)
-  rows = rows_of([cut(pair, longest) for pair in pairs], longest)
-  with stage(title, len(rows), "rows") as bar:
-    for batch in batches(rows, batch_size, longest):
+  found, rows = rows_of([cut(pair, longest) for pair in pairs], longest), Rows(model, batch_size)
+  with stage(title, len(found), "rows") as bar:
+    for batch in batches(found, rows.count, longest):
       inputs = batch.ids, batch.place, batch.target
       key = answers.key("rows", *(part.tolist() for part in inputs))
-      nll_BK = np.array(answers.made(key, _nll, model, *inputs))
+      nll_BK = np.array(answers.made(key, _nll, model, rows, *inputs))
       for index, row in enumerate(batch.rows):
         for pair, numbers in row.asked:
           nll[pair] = float(nll_BK[index, numbers].sum())
@@ -122,8 +123,9 @@ def _scored(
   return nll
 
 
-def _nll(model: Llama, *inputs: NDArray[np.int32]) -> list[list[float]]:
-  return np.asarray(score(model, *inputs)[0]).tolist()
+def _nll(model: Llama, rows: Rows, *inputs: NDArray[np.int32]) -> list[list[float]]:
+  with rows.on_devices():
+    return np.asarray(score(model, *rows.place(inputs))[0]).tolist()
 
 
 def _exp(nats: float) -> float:

@@ -4,7 +4,6 @@ What comes out equals what lm-eval's own `hf` model gives for the same folder in
 continuation, truncation, BOS, stop strings. Requests are sorted by length and run in a few fixed shapes.
 """
 
-import contextlib
 import copy
 import dataclasses
 import itertools
@@ -25,7 +24,8 @@ from jaxchop.evaluate.wishes import Wish, wish_of
 from jaxchop.model.generate import generate
 from jaxchop.model.llama import Llama
 from jaxchop.parallel.mesh import make_mesh
-from jaxchop.parallel.sharding import own_rows, spread, spread_rows
+from jaxchop.parallel.rows import Rows, mesh_under
+from jaxchop.parallel.sharding import spread
 from jaxchop.progress import stage
 from jaxchop.training import MeshConfig
 
@@ -73,11 +73,13 @@ class JaxchopLM(TemplateLM):
     *,
     eos: Collection[int] = (),
     mesh: MeshConfig | None = None,
+    answers: Answers | None = None,
   ):
-    """`eos` are the ids that end a text beside the tokenizer's own.
+    """`eos` are the ids that end a text beside the tokenizer's own, `answers` are those of this model so far.
 
-    Rows are spread over the devices as `mesh` says, or as in training over all there are. Several CPU devices of one
-    process share its cores, so that spreading over them must be asked for. Raises UsageError when the tokenizer has
+    Where the model is spread over devices, rows are too. Any other model is spread as `mesh` says, or as in training
+    over all there are. Several CPU devices of one process share its cores, so that spreading over them must be asked
+    for. Raises UsageError when the tokenizer has
     neither BOS nor EOS, or there are several processes.
     """
     super().__init__()
@@ -93,13 +95,13 @@ class JaxchopLM(TemplateLM):
     self.max_length = self.config.max_length or model.config.max_positions
     dtype = jnp.dtype(self.config.dtype)
     model = jax.tree.map(lambda leaf: leaf.astype(dtype), model)
-    self.answers = Answers(Path(self.config.answers), identity(model)) if self.config.answers else Answers()
-    size = self.config.batch_size
-    mesh = mesh or (MeshConfig(fsdp=1) if jax.default_backend() == "cpu" else MeshConfig())
-    self._mesh = make_mesh(mesh, model.config, size, 1)
-    self._own = own_rows(self._mesh, size)
-    with self._on_devices():
-      self.model = model if self._mesh is None else spread(model, self._mesh)
+    kept = self.config.answers
+    self.answers = answers or (Answers(Path(kept), identity(model)) if kept else Answers())
+    if mesh_under(model) is None:
+      mesh = mesh or (MeshConfig(fsdp=1) if jax.default_backend() == "cpu" else MeshConfig())
+      devices = make_mesh(mesh, model.config, self.config.batch_size, 1)
+      model = model if devices is None else spread(model, devices)
+    self.model, self._rows = model, Rows(model, self.config.batch_size)
 
   @property
   def eot_token_id(self) -> int:
@@ -165,9 +167,9 @@ class JaxchopLM(TemplateLM):
     keys = [self.answers.key("score", *pair) for pair in asked]
     left = {key: pair for key, pair in zip(keys, asked, strict=True) if self.answers.get(key) is None}
     rows, names = rows_of([*left.values()], self.max_length), [*left]
-    with stage("Scoring continuations", len(left), "requests") as bar, self._on_devices():
-      for batch in batches(rows, self.config.batch_size, self.max_length):
-        nll_BK, hit_BK = map(np.asarray, score(self.model, *self._placed((batch.ids, batch.place, batch.target))))
+    with stage("Scoring continuations", len(left), "requests") as bar, self._rows.on_devices():
+      for batch in batches(rows, self._rows.count, self.max_length):
+        nll_BK, hit_BK = map(np.asarray, score(self.model, *self._rows.place((batch.ids, batch.place, batch.target))))
         done = {
           names[number]: [-float(nll_BK[index, numbers].sum()), bool(hit_BK[index, numbers].all())]
           for index, row in enumerate(batch.rows)
@@ -184,9 +186,9 @@ class JaxchopLM(TemplateLM):
     left = {key: one for key, one in zip(keys, asked, strict=True) if self.answers.get(key) is None}
     # The longest first: what takes most memory fails at once.
     order = sorted(left, key=lambda key: (left[key][1].group, -len(left[key][0])))
-    with stage("Writing continuations", len(left), "requests") as bar, self._on_devices():
+    with stage("Writing continuations", len(left), "requests") as bar, self._rows.on_devices():
       for _, same in itertools.groupby(order, key=lambda key: left[key][1].group):
-        for names in _batches(same, self.config.batch_size):
+        for names in _batches(same, self._rows.count):
           self.answers.put(dict(zip(names, self._write([left[name] for name in names]), strict=True)))
           bar.advance(len(names))
     texts = [self._text(wish, self.answers.get(key)) for key, (_, wish, _) in zip(keys, asked, strict=True)]
@@ -211,7 +213,7 @@ class JaxchopLM(TemplateLM):
 
   def _write(self, asked: Sequence[tuple[list[int], Wish, int]]) -> list[list[int]]:
     """Returns the new tokens of a batch of one group, filled up with its last request."""
-    full = [*asked, *[asked[-1]] * (self.config.batch_size - len(asked))]
+    full = [*asked, *[asked[-1]] * (self._rows.count - len(asked))]
     wish = asked[0][1]
     new = generate(
       self.model,
@@ -221,20 +223,12 @@ class JaxchopLM(TemplateLM):
       sampling=wish.sampling,
       streams=[stream for *_, stream in full],
       stopped=lambda row, tokens: full[row][1].stops(str(self.tokenizer.decode(tokens))),
-      place=self._placed,
+      place=self._rows.place,
     )
     return new[: len(asked)]
 
   def _text(self, wish: Wish, tokens: list[int]) -> str:
     return wish.cut(str(self.tokenizer.decode(tokens, skip_special_tokens=True)))
-
-  def _placed(self, rows: Any) -> Any:
-    return rows if self._mesh is None else spread_rows(rows, self._mesh, self._own, self.config.batch_size)
-
-  @contextlib.contextmanager
-  def _on_devices(self) -> Iterator[None]:
-    with jax.set_mesh(self._mesh) if self._mesh is not None else contextlib.nullcontext():
-      yield
 
 
 def _batches(names: Iterable[str], size: int) -> Iterator[list[str]]:

@@ -12,6 +12,7 @@ from typing import Any
 from transformers import PreTrainedTokenizerFast
 
 from jaxchop.errors import JaxchopError, UsageError
+from jaxchop.evaluate.answers import Answers
 from jaxchop.evaluate.figures import figure
 from jaxchop.evaluate.harness import HarnessConfig, JaxchopLM
 from jaxchop.model.llama import Llama
@@ -77,14 +78,16 @@ def evaluate_tasks(
   limit: int | None = None,
   chat: bool = False,
   folder: Path | None = None,
+  answers: Answers | None = None,
 ) -> dict[str, Any]:
   """Returns what the model scores: `tasks` and `groups` by name, with metrics, standard errors, version and count.
 
   A metric that is the mean over documents has its `samples`, one a document.
 
   `num_fewshot` None leaves the number of examples to each task, `limit` takes so many documents of each, `chat` writes
-  them with the tokenizer's template, `folder` has task files of one's own. With `config.answers`, an interrupted
-  evaluation goes on where it stopped. Raises UsageError on an unknown task, JaxchopError when a data set cannot be had.
+  them with the tokenizer's template, `folder` has task files of one's own. With `config.answers`, or `answers` of this
+  model, an interrupted evaluation goes on where it stopped. Raises UsageError on an unknown task, JaxchopError when a
+  data set cannot be had.
   """
   known = tasks_of(folder)
   for task in tasks:
@@ -92,7 +95,7 @@ def evaluate_tasks(
   # It warns at each task of what was asked for here.
   logging.getLogger("lm_eval").setLevel(logging.ERROR)
   found: Any = simple_evaluate(
-    model=JaxchopLM(model, tokenizer, config, eos=eos),
+    model=JaxchopLM(model, tokenizer, config, eos=eos, answers=answers),
     tasks=[*tasks],
     num_fewshot=num_fewshot,
     limit=limit,
@@ -160,14 +163,14 @@ def measured(
   model: Llama,
   tokenizer: PreTrainedTokenizerFast,
   task: str,
-  config: HarnessConfig,
   *,
+  answers: Answers,
   eos: Collection[int],
   limit: int | None,
   folder: Path | None,
 ) -> dict[str, Any]:
   """Returns what the model scores on a task or group as a suite's result: protocol, figures, and all that there is."""
-  found = evaluate_tasks(model, tokenizer, [task], config, eos=eos, limit=limit, folder=folder)
+  found = evaluate_tasks(model, tokenizer, [task], eos=eos, limit=limit, folder=folder, answers=answers)
   figures: dict[str, Any] = {}
   chosen: Mapping[str, str] = {}
   for name, group in found["groups"].items():

@@ -22,6 +22,7 @@ from jaxchop.evaluate.figures import error_of_mean
 from jaxchop.evaluate.protocol import PROTOCOLS, Protocol, Windows
 from jaxchop.model.llama import Llama, hidden
 from jaxchop.model.loss import token_nll
+from jaxchop.parallel.rows import Rows
 from jaxchop.progress import stage
 
 if TYPE_CHECKING:
@@ -83,23 +84,25 @@ def perplexity(
       f"token {highest} is outside the model's vocabulary of {model.config.vocab_size}: use the model's own tokenizer"
     )
   answers = answers or Answers()
+  rows = Rows(model, min(batch_size, len(windows)))
   nll: list[float] = []
   tokens: list[int] = []
   size = 0
   with stage(title, len(windows), "windows") as bar:
     for start in range(0, len(windows), batch_size):
       batch = windows.batch(start, min(start + batch_size, len(windows)))
-      parts = [_filled(part, min(batch_size, len(windows))) for part in (batch.ids, batch.target, batch.weight)]
+      parts = rows.filled((batch.ids, batch.target, batch.weight))
       key = answers.key("windows", *(part.tolist() for part in parts))
-      nll += answers.made(key, _nll, model, *parts)[: len(batch.ids)]
+      nll += answers.made(key, _nll, model, rows, *parts)[: len(batch.ids)]
       tokens += batch.weight.sum(axis=1).astype(int).tolist()
       size += int((batch.bytes * batch.weight).sum())
       bar.advance(len(batch.ids))
   return _summary(np.array(nll), np.array(tokens), size, protocol)
 
 
-def _nll(model: Llama, *parts: NDArray) -> list[float]:
-  return np.asarray(window_nll(model, *parts)).tolist()
+def _nll(model: Llama, rows: Rows, *parts: NDArray) -> list[float]:
+  with rows.on_devices():
+    return np.asarray(window_nll(model, *rows.place(parts))).tolist()
 
 
 @Program
@@ -107,11 +110,6 @@ def window_nll(model: Llama, ids_BW: jax.Array, target_BW: jax.Array, weight_BW:
   """Returns nll_B, the weighted sum of each window's losses in nats, float32."""
   nll_BW = token_nll(model.norm(hidden(model, ids_BW)), model.head_DV(), target_BW)
   return jnp.sum(nll_BW * weight_BW, axis=1)
-
-
-def _filled(part_BW: NDArray, size: int) -> NDArray:
-  """Returns the rows with empty ones (weight 0) behind them, `size` in all, so that every batch has one shape."""
-  return np.pad(part_BW, [(0, size - len(part_BW)), (0, 0)])
 
 
 def _summary(nll_N: NDArray[np.float64], tokens_N: NDArray[np.int64], size: int, protocol: Protocol) -> Perplexity:

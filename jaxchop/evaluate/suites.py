@@ -36,9 +36,14 @@ class Asked:
     eos: Collection[int],
     title: str,
     folder: Path | None = None,
+    stopped: Callable[[], bool] = lambda: False,
   ):
-    """`eos` are the ids that end a text, `title` names progress bars, `folder` keeps answers over an interruption."""
+    """`eos` are the ids that end a text, `title` names progress bars, `folder` keeps answers over an interruption.
+
+    Once `stopped` says that there is no time left, a suite raises Halted (evaluate/answers.py).
+    """
     self._load, self.tokenizer, self.eos, self.title, self.folder = load, tokenizer, tuple(eos), title, folder
+    self._stopped = stopped
 
   @functools.cached_property
   def model(self) -> Llama:
@@ -46,7 +51,7 @@ class Asked:
 
   @functools.cached_property
   def answers(self) -> Answers:
-    return Answers(self.folder, identity(self.model)) if self.folder else Answers()
+    return Answers(self.folder, identity(self.model) if self.folder else "", self._stopped)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -147,9 +152,9 @@ def _tasks(name: str, config: EvaluateConfig) -> Suite:
   harness_tasks.require(name, folder)
 
   def run(asked: Asked) -> dict[str, Any]:
-    settings = harness_tasks.HarnessConfig(answers=str(asked.folder) if asked.folder else None)
+    answers, limit = asked.answers, config.task_limit
     return harness_tasks.measured(
-      asked.model, asked.tokenizer, name, settings, eos=asked.eos, limit=config.task_limit, folder=folder
+      asked.model, asked.tokenizer, name, answers=answers, eos=asked.eos, limit=limit, folder=folder
     )
 
   return Suite(name=name, key=[harness_tasks.what_it_is(name, folder), config.task_limit], run=run)

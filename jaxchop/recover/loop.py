@@ -30,7 +30,7 @@ from jaxchop.recover.outcome import Recovered, outcome
 from jaxchop.recover.outlook import devices_of, in_words, outlook
 from jaxchop.recover.profile import Profile
 from jaxchop.recover.program import State, traced_step
-from jaxchop.recover.run import FREE, Run
+from jaxchop.recover.run import FREE, Along, Run
 from jaxchop.recover.signals import Stop, Wish, stop_signals
 from jaxchop.recover.teacher import beside, stands_beside
 from jaxchop.recover.trackers import Trackers, require
@@ -52,10 +52,12 @@ def recover(
   teacher: Llama | None = None,
   keep: Sequence[int] | None = None,
   fading: Fading | None = None,
+  along: Along | None = None,
 ) -> Recovered:
   """Trains what `config.trainable` says for `config.steps` steps, from the newest checkpoint in `folder` if it has one.
 
-  With `config.evaluate_every`, `held_out` are windows [N, seq_len + 1] whose loss is measured in between.
+  With `config.evaluate_every`, `held_out` are windows [N, seq_len + 1] whose loss is measured in between, and `along`
+  measures the model in other ways.
   A fork (`config.fork`) begins with another run's checkpoint and counts its steps on from there.
 
   With `config.distill` it learns from `teacher` too, of which its layers were those in `keep`. With `fading`, layers
@@ -97,7 +99,7 @@ def recover(
           measured = HeldOut(held_out, run) if evaluating else None
           # The first product of all processes waits half a minute for the last of them, and compiling may differ more.
           hosts.gather("compiled", True)
-          _train(run, program, batches, measured, stop, hosts)
+          _train(run, program, batches, measured, along, stop, hosts)
       except Unsaved:
         raise
       except JaxchopError:
@@ -166,7 +168,13 @@ def _program(config: RecoverConfig, lowered: Any, devices: Sequence[jax.Device])
 
 
 def _train(
-  run: Run, program: Callable[..., Any], batches: Batches, held_out: HeldOut | None, stop: Stop, hosts: Channel
+  run: Run,
+  program: Callable[..., Any],
+  batches: Batches,
+  held_out: HeldOut | None,
+  along: Along | None,
+  stop: Stop,
+  hosts: Channel,
 ) -> None:
   """Runs the steps that are left, or fewer when a signal asks to stop; the last one is settled, not saved.
 
@@ -175,6 +183,8 @@ def _train(
   config, folder, left = run.config, run.curve.path.parent, run.config.steps - run.step
   track = config.track if jax.process_index() == 0 else ()
   settings = dataclasses.asdict(config)
+  # Alone, a process may stop at once; several have no time to agree on that between two batches.
+  stopped = lambda: hosts.count == 1 and stop.asked is not None  # noqa: E731
   with (
     Trackers(track, folder, step=run.step, told=run.told, config=settings) as trackers,
     Profile(config.profile_steps, folder / "profile", left) as profile,
@@ -202,12 +212,13 @@ def _train(
         if measuring or run.step % config.checkpoint_every == 0:
           run.settle()
           if held_out is not None and measuring and run.wish != Wish.FAIL:
-            # Alone, a process may stop at once; several have no time to agree on that between two batches.
-            run.measure(partial(held_out.loss, lambda: hosts.count == 1 and stop.asked is not None))
+            run.measure(partial(held_out.loss, stopped))
           try:
             run.save()
           except Unsaved as error:
             failed = error
+          if along is not None and measuring and run.wish == Wish.NONE:
+            run.look(along, stopped)
     finally:
       # The step that was running when the data or a save failed is told of too.
       run.settle()

@@ -34,8 +34,11 @@ from jaxchop.training import RecoverConfig
 log = logging.getLogger("jaxchop")
 # Settings that change how a step is computed or kept, not which step it is: a run may go on with others.
 FREE = {"accumulate", "layout", "remat", "mesh", "checkpoint_every", "keep_checkpoints", "keep_every", "keep_best"}
-FREE |= {"evaluate_every", "evaluate_windows", "deterministic"}
+FREE |= {"evaluate_every", "evaluate_windows", "evaluate_suite", "deterministic"}
 FREE |= {"skip_nonfinite", "spike", "track", "profile_steps", "program"}
+# Measures a model and returns figures by name (evaluate/figures.py), each with its protocol; None once the other
+# argument says that there is no time.
+Along = Callable[[Llama, Callable[[], bool]], dict[str, dict[str, Any]] | None]
 # A teacher and its own weights.
 Taught = tuple[Teacher, Flat]
 # What a checkpoint says of itself, not of its run.
@@ -151,6 +154,15 @@ class Run:
       self._held_out = self.step, loss
       self.journal.note("held_out", step=self.step, loss=loss)
       log.info("step %d: held-out loss %.4f", self.step, loss)
+
+  def look(self, along: Along, stopped: Callable[[], bool]) -> None:
+    """Measures the settled model otherwise, unless there is no time for it and `along` gives None."""
+    with self.journal.timed("evaluation", step=self.step):
+      figures = along(self.model, stopped)
+    if figures is not None:
+      self.journal.note("measured", step=self.step, figures=figures)
+      words = (f"{name} {one['value']:.4g}" for name, one in figures.items())
+      log.info("step %d: %s", self.step, ", ".join(words))
 
   def save(self) -> None:
     """Starts to save the settled state, unless it is saved already."""

@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 
 from jaxchop import wording
 from jaxchop.report import heat_maps, score_bars
+from jaxchop.report.along import courses_figure
 from jaxchop.report.choices import choices
 from jaxchop.report.figure import PALETTE, few_ticks, layer_ticks, new_figure
 from jaxchop.report.results import Measured, Run, Step
@@ -90,6 +91,11 @@ def _measured_charts(run: Run) -> Iterator[Chart]:
   if any(math.isfinite(step.loss) for step in run.steps):
     words = f"Line chart, training loss over {len(run.steps)} steps"
     yield Chart("loss", words, functools.partial(loss_figure, run.steps), 7.4)
+  if run.courses:
+    words = f"Line charts over the steps: {', '.join(course.name for course in run.courses)}"
+    protocols = dict.fromkeys(f"{one.name}: {one.protocol}" for one in run.courses if one.protocol)
+    draw = functools.partial(courses_figure, run.courses)
+    yield Chart("along", words, draw, 7.4, "; ".join([*protocols, "± one standard error"] if protocols else []))
   if _finite(_perplexities(run.models).values()):
     words = "Bar chart, held-out perplexity of each model"
     draw = functools.partial(perplexity_figure, run.models)

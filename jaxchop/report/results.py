@@ -9,6 +9,7 @@ from typing import Any
 from jaxchop import wording
 from jaxchop.errors import JaxchopError, UsageError
 from jaxchop.files import read_json
+from jaxchop.report.along import Course, read_courses
 from jaxchop.report.fields import Fields
 from jaxchop.report.goodput import Goodput, read_goodput
 from jaxchop.report.scored import Occasion, Score, read_occasion, read_scores
@@ -106,6 +107,8 @@ class Run:
   scored: Occasion = Occasion()  # noqa: RUF009 - frozen
   plan: Plan | None = None
   steps: tuple[Step, ...] = ()
+  # What was measured between them.
+  courses: tuple[Course, ...] = ()
   models: tuple[Measured, ...] = ()
   # Tokens the recovery trained on.
   tokens: int | None = None
@@ -144,6 +147,7 @@ def read_run(folder: Path) -> Run:
     scored=read_occasion(Fields("scores.json", scores)),
     plan=read_plan(Fields("plan.json", plan)) if plan else None,
     steps=steps,
+    courses=read_courses(folder / "journal.jsonl"),
     models=read_models(summary or {}, evaluated),
     **_read_summary(Fields("summary.json", summary)),
   )
