@@ -8,6 +8,7 @@ from safetensors.numpy import load_file
 
 from jaxchop.cli import main
 from jaxchop.prune.criteria import DEFINITIONS
+from jaxchop.recover.journal import read_journal
 
 TEXT = "\n\n".join(f"Paragraph {n} says that {n} and {n + 1} make {2 * n + 1}, as everyone knows." for n in range(400))
 SMALL = ["--data.source", "text.txt", "--data.calibration_share", "0.2", "--data.held_out_share", "0.2"]
@@ -274,8 +275,20 @@ def test_a_pruned_folder_passes_its_check_and_a_damaged_one_does_not(here, model
 def test_recover_export_and_evaluate_a_run(here, model, capsys, monkeypatch):
   monkeypatch.setenv("JAXCHOP_CACHE", "kept")
   training = ["--steps", "3", "--batch_size", "2", "--seq_len", "32", "--checkpoint_every", "2"]
-  again = answer(capsys, "recover", model, "-o", "run", *training, *SMALL)
+  along = [
+    "--evaluate_every",
+    "3",
+    "--evaluate_windows",
+    "2",
+    "--evaluate_suite",
+    "[capability]",
+    "--evaluate.probe_items",
+    "1",
+  ]
+  again = answer(capsys, "recover", model, "-o", "run", *training, *along, *SMALL)
   assert again["steps"] == 3
+  (told,) = (event for event in read_journal(Path("run/journal.jsonl")) if event["event"] == "measured")
+  assert told["step"] == 3 and "1 item of each level" in told["figures"]["small tasks solved"]["protocol"]
   assert len(Path("run/metrics.jsonl").read_text().splitlines()) == 3
   assert answer(capsys, "export", "run", "-o", "out")["check"]["ok"]
   models = answer(capsys, "evaluate", model, "run", "out", *MEASURING, *SMALL)["models"]

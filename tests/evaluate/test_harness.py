@@ -16,6 +16,7 @@ from jaxchop.evaluate import harness, scoring
 from jaxchop.evaluate.harness import HarnessConfig, JaxchopLM
 from jaxchop.evaluate.wishes import wish_of
 from jaxchop.model.generate import Sampling, generate
+from jaxchop.parallel.rows import mesh_under
 from jaxchop.training import MeshConfig
 
 LONGEST = 64
@@ -200,7 +201,7 @@ def test_rows_spread_over_devices_or_not_are_answered_alike(model, tokenizer):
   # Four rows go to four devices, of six rows each of two devices has three.
   configs = [(4, MeshConfig(fsdp=1)), (4, MeshConfig()), (4, MeshConfig(data=2)), (6, MeshConfig())]
   lms = [JaxchopLM(model, tokenizer, HarnessConfig(batch_size=size), mesh=mesh) for size, mesh in configs]
-  assert [lm._mesh and lm._mesh.size for lm in lms] == [None, 4, 4, 2]
+  assert [mesh and mesh.size for mesh in (mesh_under(lm.model) for lm in lms)] == [None, 4, 4, 2]
   scores = [[one for one, _ in lm.score(pairs)] for lm in lms]
   np.testing.assert_allclose(scores[1:], [scores[0]] * 3, atol=1e-4)
   texts = [lm.generate_until(prompts) for lm in lms]

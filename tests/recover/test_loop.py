@@ -6,7 +6,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from tiny_run import Records, records, settings, tiny_model
 
 from jaxchop.data.batch import Batch, batch_of
 from jaxchop.errors import Interrupted, JaxchopError, Preempted, UsageError
+from jaxchop.model.llama import Llama
 from jaxchop.model.tree import flatten, unflatten
 from jaxchop.recover import store
 from jaxchop.recover.checkpoint import load_weights
@@ -253,6 +254,31 @@ def test_the_held_out_loss_is_measured_in_between_and_says_which_checkpoint_stay
   wanted = summed_loss(model, batch_of(windows)) / windows[:, 1:].size
   assert found[20] == pytest.approx(float(wanted), abs=1e-6)
   assert set(checkpoints(tmp_path)) == {20, min(found, key=found.get)}
+
+
+def test_the_model_is_measured_otherwise_too_and_left_at_once_when_there_is_no_time(tmp_path: Path) -> None:
+  windows, steps = records(900), []
+
+  def along(model: Llama, stopped: Callable[[], bool]) -> dict[str, dict[str, Any]] | None:
+    steps.append(len(steps))
+    if len(steps) == 3:
+      signal.raise_signal(signal.SIGTERM)
+      while not stopped():
+        time.sleep(0.01)
+      return None
+    kernel = model.layers[0].attention.q.kernel[...]
+    return {"largest": {"value": float(abs(kernel).max()), "error": None, "unit": "number"}}
+
+  changes = {"evaluate_every": 4, "keep_checkpoints": 9}
+  with pytest.raises(Preempted, match="SIGTERM after step 12 of 20"):
+    recover(tiny_model(), Records(), settings(**changes), tmp_path, held_out=windows, along=along)
+  recover(tiny_model(), Records(), settings(**changes), tmp_path, held_out=windows, along=along)
+  found = [event for event in read_journal(tmp_path / "journal.jsonl") if event["event"] == "measured"]
+  assert [event["step"] for event in found] == [4, 8, 16, 20]
+  weights = load_weights(tmp_path / "checkpoints", 8)[0]
+  assert found[1]["figures"]["largest"]["value"] == np.abs(weights["layers.0.attention.q.kernel"]).max()
+  recover(tiny_model(), Records(), settings(evaluate_every=4), tmp_path / "calm", held_out=windows)
+  assert curve(tmp_path) == curve(tmp_path / "calm")
 
 
 @pytest.mark.parametrize(
