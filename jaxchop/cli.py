@@ -33,6 +33,7 @@ from jaxchop.config import (
 )
 from jaxchop.errors import JaxchopError, Preempted
 from jaxchop.heap import keep_freed_memory
+from jaxchop.programs import keep_programs
 from jaxchop.training import RecoverConfig
 
 _TEXT = "files (.txt .md .jsonl .parquet, .gz or .zst; globs; also gs://), tfds://name/config, hf://name, or `builtin`"
@@ -308,6 +309,9 @@ def main(argv: Sequence[str] | None = None) -> int:
   os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
   if argv is None and name in _STEPPING:
     keep_freed_memory()
+  # Preflight says how long it takes to compile, and keeps its answers itself.
+  if argv is None and name != "preflight":
+    keep_programs()
   # JAX and all that follows load here, so that --help and wrong usage answer at once.
   commands = importlib.import_module("jaxchop.commands")
   try:

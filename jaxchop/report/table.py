@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import rich.console
 import rich.table
 import rich.text
 
@@ -14,13 +15,13 @@ from jaxchop.report.measures import measures
 from jaxchop.report.results import read_models
 
 
-def summary_table(summary: Mapping[str, Any]) -> rich.table.Table:
+def summary_table(summary: Mapping[str, Any]) -> rich.console.Group:
   """The models of a summary.json side by side, with protocols, tokens and time spent underneath."""
   models = read_models(summary)
   return _table([model.name for model in models], comparison(models), _spent(summary))
 
 
-def measures_table(models: Sequence[Mapping[str, Any]]) -> rich.table.Table:
+def measures_table(models: Sequence[Mapping[str, Any]]) -> rich.console.Group:
   """The figures of evaluated models side by side, with protocols and what the numbers mean underneath."""
   words = ["± is one standard error."]
   if len(models) > 1:
@@ -31,18 +32,18 @@ def measures_table(models: Sequence[Mapping[str, Any]]) -> rich.table.Table:
   return _table([model["path"] for model in models], measures(models), words)
 
 
-def _table(names: Sequence[str], rows: Sequence[Row], words: Sequence[str]) -> rich.table.Table:
+def _table(names: Sequence[str], rows: Sequence[Row], words: Sequence[str]) -> rich.console.Group:
   footnotes = notes(rows)
   # Names and protocols are text from outside: as Text they cannot be read as markup.
   marks = [f"{wording.mark(index)} {note}" for index, note in enumerate(footnotes)]
-  caption = rich.text.Text("\n".join([*marks, *words]))
-  table = rich.table.Table(box=rich.box.SIMPLE_HEAD, caption=caption, caption_justify="left", caption_style="none")
+  table = rich.table.Table(box=rich.box.SIMPLE_HEAD)
   table.add_column("")
   for name in names:
     table.add_column(rich.text.Text(name), justify="right", overflow="fold")
   for row in rows:
     table.add_row(rich.text.Text(marked(row, footnotes)), *(_cell(cell) for cell in row.cells))
-  return table
+  # Not the table's own caption, which is no wider than it.
+  return rich.console.Group(table, rich.text.Text("\n".join([*marks, *words])))
 
 
 def _cell(cell: Cell) -> rich.text.Text:

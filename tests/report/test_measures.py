@@ -33,10 +33,10 @@ def test_a_suite_that_a_model_lacks_is_an_empty_cell_and_other_samples_are_not_c
 
 
 def test_the_table_says_what_brackets_and_signs_mean():
-  table = measures_table(ENTRIES)
+  table, words = measures_table(ENTRIES).renderables
   assert [column.header.plain for column in table.columns[1:]] == ["whole", "small"]
-  assert "one standard error" in table.caption.plain and "nats" in table.caption.plain
-  assert "nats" not in measures_table(ENTRIES[:1]).caption.plain
+  assert "one standard error" in words.plain and "nats" in words.plain
+  assert "nats" not in measures_table(ENTRIES[:1]).renderables[1].plain
 
 
 def test_further_figures_of_a_summary_are_rows_of_the_report():
