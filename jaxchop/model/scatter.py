@@ -4,6 +4,7 @@ import math
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
 from jaxchop.target import on_flat_torus
@@ -21,8 +22,10 @@ def scattered(gradient: jax.Array, spec: PartitionSpec, rows: PartitionSpec) -> 
   # Devices that have one copy of the model.
   together = math.prod(size for name, size in shape.items() if name not in copies)
   for name, axis in cut:
-    for groups in _stages(shape[name], together):
-      gradient = jax.lax.psum_scatter(gradient, name, scatter_dimension=axis, tiled=True, axis_index_groups=groups)
+    if shape[name] == together and on_flat_torus():
+      gradient = _along_lines(gradient, name, axis, shape[name])
+    else:
+      gradient = jax.lax.psum_scatter(gradient, name, scatter_dimension=axis, tiled=True)
   return jax.lax.psum(gradient, copies) if copies else gradient
 
 
@@ -31,13 +34,17 @@ def names_of(part: Any) -> tuple[str, ...]:
   return () if part is None else (part,) if isinstance(part, str) else tuple(part)
 
 
-def _stages(count: int, together: int) -> list[list[list[int]] | None]:
-  """Returns the groups of one scattering after the other over a mesh axis of `count` devices; None is all at once.
+def _along_lines(gradient: jax.Array, name: str, axis: int, count: int) -> jax.Array:
+  """Scatters over all of a torus of two axes, along one and then along the other.
 
-  Over all of a torus of two axes the compiler would sum up whole gradients, at twice the bytes; over one axis and then
-  the other it does not.
+  At once the compiler would sum up whole gradients, at twice the bytes. It scatters the last axis of an array as it is;
+  parts of another one it would fill up, and then shift.
   """
-  return [None] if count < together or not on_flat_torus() else [*two_stages(count)]
+  turned = jnp.swapaxes(gradient, axis, -1)
+  for groups in two_stages(count):
+    last = turned.ndim - 1
+    turned = jax.lax.psum_scatter(turned, name, scatter_dimension=last, tiled=True, axis_index_groups=groups)
+  return jnp.swapaxes(turned, axis, -1)
 
 
 def two_stages(count: int) -> tuple[list[list[int]], list[list[int]]]:
