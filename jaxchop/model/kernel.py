@@ -12,7 +12,9 @@ log = logging.getLogger("jaxchop")
 # Queries and keys that splash attention takes at a time. On v6e blocks of 1024 are faster by a third (measured in
 # apple/axlearn, pull request 958); elsewhere MaxText's default.
 _BLOCK, _BLOCKS = 512, {"TPU v6 lite": 1024}
-# Widths of a head that cuDNN takes on every GPU from Ampere on.
+# Of GPUs before Ampere, which cuDNN's attention is not for, those that a cloud still lends; and the widest head that it
+# takes on all others. Its gradient is the same each time where XLA is told so (openxla/xla, pull request 14125).
+_BEFORE_AMPERE = ("P100", "V100", "T4")
 _WIDEST = 128
 
 
@@ -42,12 +44,15 @@ def chosen(
     case "tpu":
       return Kernel("splash", _BLOCKS.get(device.device_kind, _BLOCK))
     case "gpu" | "cuda":
-      why = _not_by_cudnn(dtype, head_dim, parted=parted, spread=spread)
+      why = _not_by_cudnn(device.device_kind, dtype, head_dim, parted=parted, spread=spread)
       return Kernel("blocks", why=f"cuDNN: {why}") if why else Kernel("cudnn")
   return Kernel("blocks")
 
 
-def _not_by_cudnn(dtype: jax.typing.DTypeLike, head_dim: int, *, parted: bool, spread: bool) -> str:
+def _not_by_cudnn(kind: str, dtype: jax.typing.DTypeLike, head_dim: int, *, parted: bool, spread: bool) -> str:
+  """Returns why cuDNN does not do it; empty where it does."""
+  if any(name in kind for name in _BEFORE_AMPERE):
+    return f"{kind} is older than it takes"
   if jnp.dtype(dtype).itemsize != 2:
     return f"it takes no {jnp.dtype(dtype).name}, recover.compute_dtype bfloat16 does"
   if head_dim % 8 or head_dim > _WIDEST:

@@ -46,6 +46,11 @@ def test_what_cudnn_does_not_take_is_said_with_its_reason(case, why):
   assert words(H100, **case) == f"XLA in blocks of queries, not cuDNN: {why}"
 
 
+def test_gpus_before_ampere_have_no_attention_of_cudnn():
+  found = words(SimpleNamespace(platform="gpu", device_kind="Tesla T4"))
+  assert found == "XLA in blocks of queries, not cuDNN: Tesla T4 is older than it takes"
+
+
 def test_a_second_choice_is_told_once(caplog):
   tell.cache_clear()
   kernel = chosen(H100, "float32", 64, parted=False, spread=False)
