@@ -98,9 +98,7 @@ def test_two_slices_sum_up_over_the_slow_network(folder, capfd):
   code, found = preflight(folder, capfd, *options)
   assert code == 0 and found["fits"] and found["chips"] == 8 and found["mesh"] == {"data": 2, "fsdp": 4}
   assert found["links"]["dcn"] > 0 and found["links"]["ici"] > 0
-  # What is summed up on a slice is scattered, but for norms; only parts go over the slow network.
-  sent = found["collectives"]
-  assert sent["reduce-scatter"] > 3 * sent.get("all-reduce", 0) and found["kernels_without_estimate"] >= 3
+  assert found["kernels_without_estimate"] >= 3
 
 
 @pytest.mark.slow
