@@ -22,7 +22,8 @@ def scattered(gradient: jax.Array, spec: PartitionSpec, rows: PartitionSpec) -> 
   # Devices that have one copy of the model.
   together = math.prod(size for name, size in shape.items() if name not in copies)
   for name, axis in cut:
-    if shape[name] == together and on_flat_torus():
+    # Between slices more than a device's own part would be sent after two stages.
+    if shape[name] == together and not copies and on_flat_torus():
       gradient = _along_lines(gradient, name, axis, shape[name])
     else:
       gradient = jax.lax.psum_scatter(gradient, name, scatter_dimension=axis, tiled=True)
