@@ -158,11 +158,28 @@ def _data_inspect(parser: _Parser) -> None:
 
 
 def _speed(parser: _Parser) -> None:
-  parser.add_argument("models", nargs="+", help=f"each {_MODEL}")
-  parser.add_argument("--batch", type=int, default=1, help="prompts at once")
-  parser.add_argument("--prompt_tokens", type=int, default=128, help="tokens a prompt")
-  parser.add_argument("--new_tokens", type=int, default=32, help="tokens decoded after it")
-  parser.add_argument("--repeats", type=int, default=3, help="measurements of each model, in turn; the median counts")
+  from jaxchop.evaluate.speed_protocols import OWN, PROTOCOLS
+
+  lengths = {
+    "batch": ("prompts at once", OWN.batch),
+    "prompt_tokens": ("tokens a prompt", OWN.prompt_tokens),
+    "new_tokens": ("tokens written after it", OWN.new_tokens),
+  }
+  parser.add_argument("models", nargs="*", help=f"each {_MODEL}; the others are held against the first one")
+  parser.add_argument(
+    "--protocol",
+    choices=sorted(PROTOCOLS),
+    help="measure what this paper did; numbers below are then the most that it may take",
+  )
+  for name, (words, (number,)) in lengths.items():
+    parser.add_argument(f"--{name}", type=int, nargs="+", help=f"{words}, one or several numbers; unset, {number}")
+  parser.add_argument("--repeats", type=int, help=f"measurements of each, in turn; unset, {OWN.repeats}")
+  parser.add_argument("--warm_up", type=int, help=f"rounds before them that do not count; unset, {OWN.warm_up}")
+  parser.add_argument("--draft", help="instead: measure this model as the drafter of --target")
+  parser.add_argument("--target", help="whose greedy text is written; --new_tokens is then 64, --repeats 1, if unset")
+  parser.add_argument("--drafted", type=int, nargs="+", default=[2, 4, 8], help="tokens drafted at once")
+  parser.add_argument("--prompts", type=int, default=16, help="held-out prompts that a drafter is measured on")
+  parser.add_class_arguments(DataConfig, "data")
 
 
 def _compare(parser: _Parser) -> None:

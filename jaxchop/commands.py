@@ -21,7 +21,6 @@ from jaxchop.data.written import Written, is_written
 from jaxchop.describe import describe
 from jaxchop.errors import UsageError
 from jaxchop.evaluate.measure import measure
-from jaxchop.evaluate.speed import compare_speed
 from jaxchop.files import write_json
 from jaxchop.forecast import forecast as foretold
 from jaxchop.hub.export import export_model
@@ -44,6 +43,7 @@ from jaxchop.prune.surgery import keep_layers
 from jaxchop.recipes import read_recipe
 from jaxchop.report.page import write_report
 from jaxchop.run_folder import RunFolder
+from jaxchop.speeds import drafting, speeds
 from jaxchop.subject import Subject
 from jaxchop.training import RecoverConfig
 
@@ -264,14 +264,29 @@ def data_inspect(options: Any) -> dict[str, Any]:
 
 
 def speed(options: Any) -> dict[str, Any]:
-  found = compare_speed(
-    {name: Subject(name).load() for name in options.models},
-    batch=options.batch,
-    prompt_tokens=options.prompt_tokens,
-    new_tokens=options.new_tokens,
-    repeats=options.repeats,
+  lengths = {name: getattr(options, name) for name in ("batch", "prompt_tokens", "new_tokens")}
+  if not (options.draft or options.target):
+    if not options.models:
+      raise UsageError("speed: name the models, or a drafter by --draft and its target by --target")
+    counts = {"repeats": options.repeats, "warm_up": options.warm_up}
+    return speeds(options.models, protocol=options.protocol, **lengths, **counts)
+  if not (options.draft and options.target):
+    raise UsageError("speed: a drafter needs both --draft and --target")
+  alone = {"models": options.models, "--protocol": options.protocol, "--batch": options.batch}
+  if given := [name for name, value in {**alone, "--warm_up": options.warm_up}.items() if value]:
+    raise UsageError(f"speed: {', '.join(given)} and --draft do not go together; a drafter writes one text at a time")
+  if more := [name for name in ("prompt_tokens", "new_tokens") if len(lengths[name] or ()) > 1]:
+    raise UsageError(f"speed: --{more[0]} takes one number beside --draft")
+  return drafting(
+    options.draft,
+    options.target,
+    options.data,
+    drafted=options.drafted,
+    prompts=options.prompts,
+    prompt_tokens=(lengths["prompt_tokens"] or [128])[0],
+    new_tokens=(lengths["new_tokens"] or [64])[0],
+    repeats=options.repeats or 1,
   )
-  return {"models": [{"path": name, **dataclasses.asdict(one)} for name, one in found.items()]}
 
 
 def generate(options: Any) -> dict[str, Any]:

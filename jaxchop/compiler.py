@@ -95,10 +95,10 @@ class Program(Generic[R]):
   def __call__(self, *args: Any, **kwargs: Any) -> R:
     return self._jitted()(*args, **kwargs)
 
-  def lower(self, *args: Any, device: jax.Device | None = None) -> Any:
+  def lower(self, *args: Any, device: jax.Device | None = None, **kwargs: Any) -> Any:
     """Returns the lowered program of these arguments, which may be abstract; for `device`, where they lie elsewhere."""
     with made_for(device):
-      return self._jitted(device).lower(*args)
+      return self._jitted(device).lower(*args, **kwargs)
 
   @property
   def compiled(self) -> int:

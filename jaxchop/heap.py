@@ -1,9 +1,14 @@
-"""On a CPU a step's working memory is the process's own: it is kept between steps, not given back and cleared anew."""
+"""The memory of this process: what it held at most, and that a step's is kept for the next one.
+
+On a CPU a step's working memory is the process's own: it need not be given back and cleared anew.
+"""
 
 import ctypes
 import importlib.util
 import os
 import platform
+import resource
+from pathlib import Path
 
 # Parameters of glibc's mallopt(3).
 _TRIM_THRESHOLD, _MMAP_MAX, _ARENA_MAX = -1, -4, -8
@@ -25,3 +30,12 @@ def keep_freed_memory() -> bool:
   library = ctypes.CDLL(None)
   # One heap for all threads, no block of its own for a large request, and never a smaller heap.
   return all([library.mallopt(name, value) for name, value in ((_ARENA_MAX, 1), (_MMAP_MAX, 0), (_TRIM_THRESHOLD, -1))])
+
+
+def peak_bytes() -> int:
+  """Returns the most host memory this process has held, in bytes."""
+  status = Path("/proc/self/status")
+  if status.exists():
+    # Linux hands `ru_maxrss` down from the process that started this one.
+    return 1024 * int(next(line for line in status.read_text().splitlines() if line.startswith("VmHWM")).split()[1])
+  return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

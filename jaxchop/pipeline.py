@@ -6,10 +6,8 @@ The whole model is held only until the pruned one is cut from it and both are me
 import dataclasses
 import logging
 import math
-import resource
 import time
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any
 
 import yaml
@@ -20,6 +18,7 @@ from jaxchop.data.sources import digest
 from jaxchop.evaluate.measure import measure
 from jaxchop.evaluate.speed import compare_speed
 from jaxchop.files import read_json, write_json, write_text
+from jaxchop.heap import peak_bytes
 from jaxchop.hub.load import open_checkpoint
 from jaxchop.job import Job
 from jaxchop.model.llama import Llama
@@ -163,7 +162,7 @@ def summarised(
     "tokens": spent["tokens"] + retrain.tokens_before(job),
     "recovery": dict(spent),
     "export": str(job.folder.export),
-    "peak_memory_bytes": peak_memory(),
+    "peak_memory_bytes": peak_bytes(),
     "versions": versions(),
     "machine": machine(),
   }
@@ -192,12 +191,3 @@ def gap_closed(original: float, pruned: float, recovered: float) -> float | None
   """Returns the share of the gap in log perplexity that recovery closed; None where pruning opened none."""
   gap = math.log(pruned / original)
   return math.log(pruned / recovered) / gap if gap > 0 else None
-
-
-def peak_memory() -> int:
-  """Returns the most host memory this process has held, in bytes."""
-  status = Path("/proc/self/status")
-  if status.exists():
-    # Linux hands `ru_maxrss` down from the process that started this one.
-    return 1024 * int(next(line for line in status.read_text().splitlines() if line.startswith("VmHWM")).split()[1])
-  return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

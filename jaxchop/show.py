@@ -11,7 +11,7 @@ import rich.text
 
 from jaxchop.evaluate.paired import paired
 from jaxchop.layers import spans
-from jaxchop.report import expected, preflight, ways
+from jaxchop.report import expected, preflight, speeds, ways
 from jaxchop.report.fields import Fields
 from jaxchop.report.goodput import in_one_line, read_goodput
 from jaxchop.report.table import summary_table
@@ -244,22 +244,23 @@ def _data_inspect(console: rich.console.Console, result: Result) -> None:
 
 
 def _speed(console: rich.console.Console, result: Result) -> None:
-  models = result["models"]
-  table = _table("model", "prefill tokens/s", "decode tokens/s", "against the first", "compiled in")
-  for model in models:
-    prefill, decode = (model[f"{kind}_tokens_per_second"] for kind in ("prefill", "decode"))
-    against = [
-      f"{model[key] / models[0][key]:.2f}x" for key in ("prefill_tokens_per_second", "decode_tokens_per_second")
-    ]
-    table.add_row(
-      rich.text.Text(model["path"]),
-      f"{prefill:.1f}",
-      f"{decode:.1f}",
-      ", ".join(against),
-      f"{model['compile_seconds']:.1f} s",
-    )
+  if "draft" in result:
+    return _drafting(console, result)
+  table = _table(*speeds.HEAD)
+  first: Result = {}
+  for row in result["models"]:
+    first = first if speeds.same_point(first, row) else row
+    table.add_row(*map(rich.text.Text, speeds.cells(row, first)))
   console.print(table)
-  _say(console, *dict.fromkeys(model["protocol"] for model in models))
+  _say(console, *speeds.in_words(result))
+
+
+def _drafting(console: rich.console.Console, result: Result) -> None:
+  table = _table(*speeds.DRAFT_HEAD)
+  for row in result["lengths"]:
+    table.add_row(*speeds.draft_cells(row))
+  console.print(table)
+  _say(console, *speeds.draft_in_words(result))
 
 
 def _generate(console: rich.console.Console, result: Result) -> None:

@@ -314,10 +314,25 @@ def test_generate_continues_each_prompt_and_sampling_is_decided_by_the_seed(mode
   assert "One two" in said(capsys, *ask)
 
 
-def test_speed_sets_models_side_by_side(model, capsys):
-  ask = ["speed", model, "--prompt_tokens", "8", "--new_tokens", "2", "--repeats", "1"]
-  assert answer(capsys, *ask)["models"][0]["decode_tokens_per_second"] > 0
-  assert "1.00x" in said(capsys, *ask)
+def test_speed_sets_models_side_by_side(model, here, capsys):
+  said(capsys, "prune", model, "--drop", "1", "-o", "smaller")
+  ask = ["speed", model, "smaller", "--prompt_tokens", "8", "--new_tokens", "2", "--repeats", "1"]
+  found = answer(capsys, *ask, "--batch", "1", "2")
+  assert [(row["path"], row["batch"]) for row in found["models"]] == [
+    (path, batch) for batch in (1, 2) for path in (model, "smaller")
+  ]
+  assert found["models"][0]["gain"] is None and found["models"][1]["gain"]["removed"] == 1
+  assert found["models"][0]["decode_tokens_per_second"] > 0 and found["memory"]["bytes"] > 0
+  shown = said(capsys, *ask, "--protocol", "sleb", "--batch", "1")
+  assert "1.00x" in shown and "SLEB" in shown and "1 layers fewer" in shown
+
+
+def test_speed_measures_a_drafter_with_its_target(model, here, capsys):
+  ask = ["speed", "--draft", model, "--target", model, "--drafted", "2", "--prompts", "1", *SMALL]
+  ask += ["--prompt_tokens", "8", "--new_tokens", "4"]
+  found = answer(capsys, *ask)
+  assert found["lengths"][0]["rounds"] == [0, 0, 1] and found["lengths"][0]["differing"] == {}
+  assert "every text is the target's greedy one" in " ".join(said(capsys, *ask).split())
 
 
 @pytest.mark.parametrize(
@@ -331,6 +346,10 @@ def test_speed_sets_models_side_by_side(model, capsys):
     (["generate", "{model}", "--prompt", ""], 2, "empty"),
     (["report", "nowhere"], 2, "nowhere"),
     (["check", "nowhere"], 2, "nowhere"),
+    (["speed"], 2, "name the models"),
+    (["speed", "--draft", "{model}"], 2, "both --draft and --target"),
+    (["speed", "{model}", "--draft", "{model}", "--target", "{model}"], 2, "do not go together"),
+    (["speed", "--draft", "{model}", "--target", "{model}", "--new_tokens", "1", "2"], 2, "one number"),
   ],
 )
 def test_bad_requests_are_one_line_and_leave_nothing(here, model, argv, code, words, capsys):

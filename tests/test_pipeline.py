@@ -94,11 +94,8 @@ def test_a_head_that_trains_alone_is_exported_untied_and_the_card_says_so(recipe
   assert "Its output head, the source's embedding, became a parameter of its own." in (export / "README.md").read_text()
 
 
-@pytest.mark.parametrize(
-  "mesh",
-  [MeshConfig(fsdp=1), pytest.param(MeshConfig(fsdp=2), marks=pytest.mark.slow)],
-  ids=["one device", "two"],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("mesh", [MeshConfig(fsdp=1), MeshConfig(fsdp=2)], ids=["one device", "two"])
 def test_the_unpruned_model_teaches_the_adapters_of_the_pruned_one(recipe, tmp_path, mesh):
   distill = DistillConfig(weight=0.5, hidden=0.5)
   training = dataclasses.replace(recipe.recover, trainable="lora", distill=distill, mesh=mesh)

@@ -1,7 +1,7 @@
-"""Grouped-query attention over what came before: of whole sequences, and of one new token over a cache.
+"""Grouped-query attention over what came before: of whole sequences, and of new tokens over a cache.
 
 Shapes: B batch, T sequence, S cache slots, N query heads, K key/value heads, G = N / K query heads of one key/value
-head, H head width. Scores, and the softmax over them, are float32.
+head, M = G * T, R = B * K, H head width. Scores, and the softmax over them, are float32.
 """
 
 import functools
@@ -15,7 +15,7 @@ from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import PartitionSpec
 
 from jaxchop.model.kernel import chosen, tell
-from jaxchop.model.placement import spec_of
+from jaxchop.model.placement import merged, parted, spec_of
 from jaxchop.model.splash import splash
 from jaxchop.target import target
 
@@ -132,19 +132,25 @@ def _block(start: int, end: int, stripes: int, q_BKHGT, k_BKSH, v_BKSH, first_B,
 
 
 def cached_attention(
-  q_BNH: jax.Array, k_BKHS: jax.Array, v_BKSH: jax.Array, first_B: jax.Array, last: jax.Array
+  q_BTNH: jax.Array, k_RHS: jax.Array, v_RSH: jax.Array, first_B: jax.Array, written: jax.Array
 ) -> jax.Array:
-  """Returns the attended values [B, N, H] of one query a row, which sees the slots first_B..last.
+  """Returns the attended values [B, T, N, H] of a row's newest queries; query t sees the slots first_B..written + t.
 
-  The cache lies as the two products read it: any other order would be copied at every token.
+  The cache lies as the two products read it: any other order would be copied at every token. So would rows and heads
+  on axes of their own at batch 1, where XLA takes the axis of length 1 away together with the update that is behind it.
   """
-  B, N, H = q_BNH.shape
-  slot_S = jnp.arange(k_BKHS.shape[-1])
-  visible_BS = (slot_S >= first_B[:, None]) & (slot_S <= last)
-  score_BKGS = _product("BKGH,BKHS->BKGS", q_BNH.reshape(B, k_BKHS.shape[1], -1, H), k_BKHS)
-  weight_BKGS, total_BKG = _softmax(score_BKGS, visible_BS[:, None, None], H, axis=-1)
-  y_BKGH = _product("BKGS,BKSH->BKGH", weight_BKGS.astype(v_BKSH.dtype), v_BKSH) / total_BKG[..., None]
-  return y_BKGH.astype(q_BNH.dtype).reshape(B, N, H)
+  B, T, N, H = q_BTNH.shape
+  K = len(k_RHS) // B
+  slot_S = jnp.arange(k_RHS.shape[-1])
+  visible_BTS = (slot_S >= first_B[:, None, None]) & (slot_S <= written + jnp.arange(T)[:, None])
+  q_BKMH = q_BTNH.reshape(B, T, K, -1, H).transpose(0, 2, 3, 1, 4).reshape(B, K, -1, H)
+  score_BKMS = parted(_product("RMH,RHS->RMS", merged(q_BKMH, 2), k_RHS), q_BKMH, 2)
+  score_BKGTS = score_BKMS.reshape(B, K, -1, T, len(slot_S))
+  weight_BKGTS, total_BKGT = _softmax(score_BKGTS, visible_BTS[:, None, None], H, axis=-1)
+  weight_BKMS = weight_BKGTS.reshape(score_BKMS.shape).astype(v_RSH.dtype)
+  y_BKMH = parted(_product("RMS,RSH->RMH", merged(weight_BKMS, 2), v_RSH), q_BKMH, 2)
+  y_BKGTH = (y_BKMH / total_BKGT.reshape(B, K, -1, 1)).astype(q_BTNH.dtype).reshape(B, K, -1, T, H)
+  return y_BKGTH.transpose(0, 3, 1, 2, 4).reshape(B, T, N, H)
 
 
 def _product(letters: str, a: jax.Array, b: jax.Array) -> jax.Array:

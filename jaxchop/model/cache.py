@@ -2,7 +2,8 @@
 
 Rows are padded on the left, so every row's next token goes to the same slot. Positions count from each row's first
 token, as transformers does with position_ids = cumsum(attention_mask) - 1.
-Shapes: B batch, T prompt slots, S cache slots, D width, N query heads, K key/value heads, H head width, V vocabulary.
+Shapes: B batch, T prompt slots, S cache slots, D width, N query heads, K key/value heads, R = B * K,
+H head width, V vocabulary.
 """
 
 import dataclasses
@@ -13,6 +14,7 @@ import jax.numpy as jnp
 from jaxchop.errors import UsageError
 from jaxchop.model.attention import cached_attention, causal_attention
 from jaxchop.model.llama import Llama
+from jaxchop.model.placement import merged
 from jaxchop.model.rope import rotation
 
 
@@ -21,9 +23,9 @@ from jaxchop.model.rope import rotation
 class Cache:
   """What later tokens need of earlier ones: a pytree of static shapes, updated in place where it is donated."""
 
-  # Rotated keys k_BKHS, one array a layer.
+  # Rotated keys k_RHS, one array a layer.
   keys: tuple[jax.Array, ...]
-  # Values v_BKSH, one array a layer.
+  # Values v_RSH, one array a layer.
   values: tuple[jax.Array, ...]
   # First slot of each row that holds a token, not padding, [B].
   first: jax.Array
@@ -32,7 +34,7 @@ class Cache:
 
   @property
   def slots(self) -> int:
-    return self.values[0].shape[2]
+    return self.values[0].shape[1]
 
 
 def prefill(
@@ -52,8 +54,9 @@ def prefill(
 
   def attend(q_BTNH: jax.Array, k_BTKH: jax.Array, v_BTKH: jax.Array) -> jax.Array:
     room = [(0, 0), (0, slots - length), (0, 0), (0, 0)]
-    keys.append(jnp.pad(k_BTKH, room).transpose(0, 2, 3, 1))
-    values.append(jnp.pad(v_BTKH, room).transpose(0, 2, 1, 3))
+    k_RHS, v_RSH = _laid(jnp.pad(k_BTKH, room), jnp.pad(v_BTKH, room))
+    keys.append(k_RHS)
+    values.append(v_RSH)
     return causal_attention(q_BTNH, k_BTKH, v_BTKH, first_B)
 
   x_BTD = model.embed(ids_BT)
@@ -64,23 +67,35 @@ def prefill(
 
 
 def decode(model: Llama, ids_B: jax.Array, cache: Cache) -> tuple[jax.Array, Cache]:
-  """Returns logits_BV after one more token a row, and the cache that holds it.
+  """Returns logits_BV after one more token a row, and the cache that holds it; NaN where the cache was full."""
+  x_BTD, cache = extend(model, ids_B[:, None], cache)
+  return model.logits(x_BTD)[:, 0], cache
 
+
+def extend(model: Llama, ids_BT: jax.Array, cache: Cache) -> tuple[jax.Array, Cache]:
+  """Returns the residual stream x_BTD behind the last block for T more tokens a row, and the cache that holds them.
+
+  Setting `written` back takes tokens back: what lies behind it is never read, and written over later.
   Dynamic RoPE turns by the longest row so far, and keys in the cache stay as they were turned, as in transformers.
   A full cache gives NaN: inside a compiled program nothing can raise, and a wrong token must not look like a right one.
   """
-  turn = rotation(model.config, (cache.written - cache.first)[:, None])
+  more = ids_BT.shape[1]
+  turn = rotation(model.config, cache.written - cache.first[:, None] + jnp.arange(more))
   keys, values = [], []
 
   def attend(q_BTNH: jax.Array, k_BTKH: jax.Array, v_BTKH: jax.Array) -> jax.Array:
-    old_k, old_v = cache.keys[len(keys)], cache.values[len(values)]
-    new_k, new_v = k_BTKH.transpose(0, 2, 3, 1), v_BTKH.transpose(0, 2, 1, 3)
-    keys.append(jax.lax.dynamic_update_slice_in_dim(old_k, new_k, cache.written, axis=3))
-    values.append(jax.lax.dynamic_update_slice_in_dim(old_v, new_v, cache.written, axis=2))
-    return cached_attention(q_BTNH[:, 0], keys[-1], values[-1], cache.first, cache.written)[:, None]
+    new_k, new_v = _laid(k_BTKH, v_BTKH)
+    keys.append(jax.lax.dynamic_update_slice_in_dim(cache.keys[len(keys)], new_k, cache.written, axis=2))
+    values.append(jax.lax.dynamic_update_slice_in_dim(cache.values[len(values)], new_v, cache.written, axis=1))
+    return cached_attention(q_BTNH, keys[-1], values[-1], cache.first, cache.written)
 
-  x_BTD = model.embed(ids_B[:, None])
+  x_BTD = model.embed(ids_BT)
   for layer in model.layers:
     x_BTD = layer(x_BTD, turn, attend)
-  logits_BV = jnp.where(cache.written < cache.slots, model.logits(x_BTD)[:, 0], jnp.nan)
-  return logits_BV, dataclasses.replace(cache, keys=tuple(keys), values=tuple(values), written=cache.written + 1)
+  x_BTD = jnp.where(cache.written + more <= cache.slots, x_BTD, jnp.nan)
+  return x_BTD, dataclasses.replace(cache, keys=tuple(keys), values=tuple(values), written=cache.written + more)
+
+
+def _laid(k_BTKH: jax.Array, v_BTKH: jax.Array) -> tuple[jax.Array, jax.Array]:
+  """Returns keys and values as the cache holds them: k_RHT and v_RTH."""
+  return merged(k_BTKH.transpose(0, 2, 3, 1), 2), merged(v_BTKH.transpose(0, 2, 1, 3), 2)

@@ -64,23 +64,19 @@ def generate(
   prompt and on an id outside the vocabulary. Compiles once for each power of two that the longest prompt and
   `max_new_tokens` fit in.
   """
-  _check(prompts, model.config.vocab_size, max_new_tokens)
+  check_prompts(prompts, model.config.vocab_size, max_new_tokens)
   if not prompts or not max_new_tokens:
     return [[] for _ in prompts]
-  lengths = np.array([len(prompt) for prompt in prompts])
-  slots = _power_of_two(lengths.max())
-  ids_BT = np.zeros((len(prompts), slots), np.int32)
-  for row, prompt in zip(ids_BT, prompts, strict=True):
-    row[slots - len(prompt) :] = prompt
-  first_B = (slots - lengths).astype(np.int32)
+  ids_BT, first_B = padded(prompts)
   streams_B = np.asarray(range(len(prompts)) if streams is None else streams, np.int32)
-  draw = functools.partial(_Draw, jax.random.key(seed), _ends(eos))
+  draw = functools.partial(_Draw, jax.random.key(seed), ends(eos))
   rows = place((ids_BT, first_B, streams_B))
-  state = _begin(model, *rows[:2], draw(rows[2]), room=_power_of_two(max_new_tokens), sampling=sampling)
+  state = _begin(model, *rows[:2], draw(rows[2]), room=power_of_two(max_new_tokens), sampling=sampling)
   return _written(model, state, draw(rows[2]), max_new_tokens, sampling, stopped, place)
 
 
-def _check(prompts: Sequence[Sequence[int]], vocabulary: int, max_new_tokens: int) -> None:
+def check_prompts(prompts: Sequence[Sequence[int]], vocabulary: int, max_new_tokens: int) -> None:
+  """Raises UsageError on an empty prompt, an id outside the vocabulary, and less than no new token."""
   if max_new_tokens < 0:
     raise UsageError(f"max_new_tokens is {max_new_tokens}; give 0 or more")
   for row, prompt in enumerate(prompts):
@@ -91,13 +87,24 @@ def _check(prompts: Sequence[Sequence[int]], vocabulary: int, max_new_tokens: in
       raise UsageError(f"prompt {row} holds token {bad[0]}; the model knows 0..{vocabulary - 1}")
 
 
-def _ends(eos: Collection[int]) -> np.ndarray:
+def padded(prompts: Sequence[Sequence[int]]) -> tuple[np.ndarray, np.ndarray]:
+  """Returns ids_BT with padding on the left, T being a power of two, and the first slot first_B of each row's own."""
+  lengths = np.array([len(prompt) for prompt in prompts])
+  slots = power_of_two(lengths.max())
+  ids_BT = np.zeros((len(prompts), slots), np.int32)
+  for row, prompt in zip(ids_BT, prompts, strict=True):
+    row[slots - len(prompt) :] = prompt
+  return ids_BT, (slots - lengths).astype(np.int32)
+
+
+def ends(eos: Collection[int]) -> np.ndarray:
   """Returns the ids filled up with -1, which no token is, so that another set of them is seldom another program."""
   ids = sorted(set(eos))
-  return np.array(ids + [-1] * (max(4, _power_of_two(len(ids))) - len(ids)), np.int32)
+  return np.array(ids + [-1] * (max(4, power_of_two(len(ids))) - len(ids)), np.int32)
 
 
-def _power_of_two(at_least: int) -> int:
+def power_of_two(at_least: int) -> int:
+  """Returns the least power of two that is at least that."""
   return 1 << (int(at_least) - 1).bit_length()
 
 

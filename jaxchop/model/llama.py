@@ -18,7 +18,7 @@ from jax.ad_checkpoint import checkpoint_name
 from jaxchop.model import attention
 from jaxchop.model.attention import PRODUCT
 from jaxchop.model.config import LlamaConfig
-from jaxchop.model.placement import lookup, merged, parted, parts_of, product, spec_of, striped
+from jaxchop.model.placement import lookup, merged, parted, parts_of, product, product_with_rows, spec_of, striped
 from jaxchop.model.rope import rotate, rotation
 
 # How a pass walks the list: "scan" stacks it inside the program and compiles one layer, "unrolled" compiles each.
@@ -142,7 +142,8 @@ class Llama(nnx.Module):
 
   def logits(self, x_BTD: jax.Array) -> jax.Array:
     """Returns logits_BTV of a residual stream that left the last block."""
-    return product(self.norm(x_BTD), self.head_DV())
+    x_BTD = self.norm(x_BTD)
+    return product_with_rows(x_BTD, self.embedding[...]) if self.head is None else product(x_BTD, self.head[...])
 
   def __call__(self, ids_BT: jax.Array, *, layout: Layout = "scan") -> jax.Array:
     """Returns logits_BTV of whole sequences at positions 0..T-1."""

@@ -80,15 +80,16 @@ def test_padding_on_the_left_is_not_seen():
   assert jnp.isfinite(found).all()
 
 
-def test_one_query_over_a_cache_sees_what_the_last_of_a_sequence_sees():
+@pytest.mark.parametrize("new", [1, 3])
+def test_queries_over_a_cache_see_what_the_last_of_a_sequence_see(new):
   q, k, v = arrays(7)
   first_B = jnp.array([0, 2])
-  expected = attention.causal_attention(q, k, v, first_B)[:, -1]
+  expected = attention.causal_attention(q, k, v, first_B)[:, -new:]
   # Slots beyond the last written one hold what was there before.
-  k_BKHS, v_BKSH = (jnp.pad(a, [(0, 0), (0, 3), (0, 0), (0, 0)], constant_values=9.0) for a in (k, v))
-  found = attention.cached_attention(
-    q[:, -1], k_BKHS.transpose(0, 2, 3, 1), v_BKSH.transpose(0, 2, 1, 3), first_B, jnp.int32(6)
-  )
+  k_BSKH, v_BSKH = (jnp.pad(a, [(0, 0), (0, 3), (0, 0), (0, 0)], constant_values=9.0) for a in (k, v))
+  k_RHS = k_BSKH.transpose(0, 2, 3, 1).reshape(-1, k.shape[-1], 10)
+  v_RSH = v_BSKH.transpose(0, 2, 1, 3).reshape(-1, 10, v.shape[-1])
+  found = attention.cached_attention(q[:, -new:], k_RHS, v_RSH, first_B, jnp.int32(7 - new))
   np.testing.assert_allclose(found, expected, atol=2e-6)
 
 

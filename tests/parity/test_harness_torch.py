@@ -81,6 +81,7 @@ def test_so_it_does_with_or_without_bos_in_a_shorter_row(pruned, local_tasks, bo
   compare(both(pruned, 8, add_bos_token=bos, max_length=50), ["local_choices", "local_paragraphs"], local_tasks)
 
 
+@pytest.mark.slow
 def test_so_it_does_in_conversations_by_the_chat_template(pruned, local_tasks):
   options = {"apply_chat_template": True, "fewshot_as_multiturn": True}
   compare(both(pruned, 4), CHAT, local_tasks, system_instruction="Be brief.", **options)
