@@ -19,6 +19,8 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import NamedSharding, PartitionSpec, SingleDeviceSharding
 
+from jaxchop.target import made_for
+
 R = TypeVar("R")
 
 _EXACT = {"xla_cpu_experimental_ynn_fusion_type": ""}
@@ -95,7 +97,8 @@ class Program(Generic[R]):
 
   def lower(self, *args: Any, device: jax.Device | None = None, **kwargs: Any) -> Any:
     """Returns the lowered program of these arguments, which may be abstract; for `device`, where they lie elsewhere."""
-    return self._jitted(device).lower(*args, **kwargs)
+    with made_for(device):
+      return self._jitted(device).lower(*args, **kwargs)
 
   @property
   def compiled(self) -> int:

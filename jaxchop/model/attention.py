@@ -6,13 +6,22 @@ head, M = G * T, R = B * K, H head width. Scores, and the softmax over them, are
 
 import functools
 import math
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import PartitionSpec
 
+from jaxchop.model.kernel import chosen, tell
 from jaxchop.model.placement import merged, parted, spec_of
+from jaxchop.model.splash import splash
+from jaxchop.target import target
+
+# The results of matrix products bear this name. The rest is cheap to compute again, and reading it back from memory
+# would cost more than that.
+PRODUCT = "product"
 
 # A sequence is cut into blocks of at least this many queries, and into at most _BLOCKS of them.
 _BLOCK = 128
@@ -29,26 +38,47 @@ def causal_attention(
 ) -> jax.Array:
   """Returns the attended values [B, T, N, H] of whole sequences; position t sees first_B..t, or 0..t without it.
 
-  With segments, in the sequence's own order, it sees of these only positions of its own segment.
-
-  Queries go in blocks, so that the half of the scores which no query sees is mostly not computed. A block keeps nothing
-  for its backward pass but its inputs: [T, T] scores would be most of a training step's memory.
+  With segments, in the sequence's own order, it sees of these only positions of its own segment. What computes it is
+  said by kernel.py; on its result, or on what makes it, stands the name PRODUCT.
 
   Where the sequence is spread over devices, each gathers all keys and values for its own queries (Llama 3, arXiv
   2407.21783, section 3.3.2). As these are every so many-th position, see placement.py, all devices have the same work
   (striped attention, arXiv 2311.09431).
   """
-  spec = spec_of(q_BTNH)
-  if spec is None or spec[1] is None:
-    return _attended(q_BTNH, k_BTKH, v_BTKH, first_B, segments_BT)
-  axis = spec[1]
+  spec, parted = spec_of(q_BTNH), first_B is not None or segments_BT is not None
+  axis = None if spec is None else spec[1]
+  kernel = chosen(target(), q_BTNH.dtype, q_BTNH.shape[-1], parted=parted, spread=axis is not None)
+  tell(kernel)
+  by_name = {"splash": functools.partial(_by_splash, kernel.block), "cudnn": _by_cudnn, "blocks": _attended}
+  attend: Callable[..., jax.Array] = by_name[kernel.name]
+  if spec is None or (axis is None and kernel.name == "blocks"):
+    return attend(q_BTNH, k_BTKH, v_BTKH, first_B, segments_BT)
 
   def on_a_device(q_BTNH, k_BTKH, v_BTKH, first_B, segments_BS):
+    if axis is None:
+      return attend(q_BTNH, k_BTKH, v_BTKH, first_B, segments_BS)
     keys, values = _all_stripes(k_BTKH, axis), _all_stripes(v_BTKH, axis)
-    return _attended(q_BTNH, keys, values, first_B, segments_BS, jax.lax.axis_size(axis), jax.lax.axis_index(axis))
+    return attend(q_BTNH, keys, values, first_B, segments_BS, jax.lax.axis_size(axis), jax.lax.axis_index(axis))
 
   specs = spec, spec_of(k_BTKH), spec_of(v_BTKH), PartitionSpec(spec[0]), PartitionSpec(spec[0], None)
-  return jax.shard_map(on_a_device, in_specs=specs, out_specs=spec)(q_BTNH, k_BTKH, v_BTKH, first_B, segments_BT)
+  # The kernels do not say over which axes their results differ.
+  over = jax.shard_map(on_a_device, in_specs=specs, out_specs=spec, check_vma=kernel.name == "blocks")
+  return over(q_BTNH, k_BTKH, v_BTKH, first_B, segments_BT)
+
+
+def _by_splash(block: int, q_BTNH, k_BSKH, v_BSKH, first_B, segments_BS, stripes: int = 1, stripe=None) -> jax.Array:
+  """Padding before the first position is a part of its own."""
+  parts_BS = segments_BS
+  if first_B is not None:
+    before_BS = jnp.arange(k_BSKH.shape[1]) < first_B[:, None]
+    parts_BS = jnp.where(before_BS, -1, 0 if segments_BS is None else segments_BS)
+  return splash(q_BTNH, k_BSKH, v_BSKH, parts_BS, stripe, block=block, name=PRODUCT)
+
+
+def _by_cudnn(q_BTNH, k_BSKH, v_BSKH, first_B, segments_BS) -> jax.Array:
+  assert first_B is None and segments_BS is None
+  y_BTNH = jax.nn.dot_product_attention(q_BTNH, k_BSKH, v_BSKH, is_causal=True, implementation="cudnn")
+  return checkpoint_name(y_BTNH, PRODUCT)
 
 
 def _all_stripes(a_BTKH: jax.Array, axis: Any) -> jax.Array:
@@ -60,14 +90,19 @@ def _all_stripes(a_BTKH: jax.Array, axis: Any) -> jax.Array:
 def _attended(
   q_BTNH, k_BSKH, v_BSKH, first_B, segments_BS, stripes: int = 1, stripe: jax.Array | None = None
 ) -> jax.Array:
-  """Returns the attended values of one of several stripes of queries, or of all, over all keys."""
+  """Returns the attended values of one of several stripes of queries, or of all, over all keys.
+
+  Queries go in blocks, so that the half of the scores which no query sees is mostly not computed. A block keeps nothing
+  for its backward pass but its inputs: [T, T] scores would be most of a training step's memory.
+  """
   B, length, N, H = q_BTNH.shape
   size = max(_BLOCK, math.ceil(length / _BLOCKS))
   blocks = [(start, min(start + size, length), stripes) for start in range(0, length, size)]
   q_BKHGT = q_BTNH.reshape(B, length, k_BSKH.shape[2], -1, H).transpose(0, 2, 4, 3, 1)
   k_BKSH, v_BKSH = k_BSKH.transpose(0, 2, 1, 3), v_BSKH.transpose(0, 2, 1, 3)
   ys = [_block(*at, q_BKHGT, k_BKSH, v_BKSH, first_B, segments_BS, stripe) for at in blocks]
-  return jnp.concatenate(ys, axis=-1).transpose(0, 4, 1, 3, 2).reshape(B, length, N, H)
+  y_BTNH = jnp.concatenate(ys, axis=-1).transpose(0, 4, 1, 3, 2).reshape(B, length, N, H)
+  return checkpoint_name(y_BTNH, PRODUCT)
 
 
 @functools.partial(jax.checkpoint, static_argnums=(0, 1, 2))
@@ -127,8 +162,3 @@ def _softmax(score: jax.Array, visible: jax.Array, head_dim: int, axis: int) -> 
   score = jnp.where(visible, score * head_dim**-0.5, _HIDDEN)
   weight = jnp.exp(score - jax.lax.stop_gradient(score.max(axis=axis, keepdims=True)))
   return weight, weight.sum(axis=axis)
-
-
-def kernel() -> str:
-  """Returns what computes the attention of whole sequences here, in a few words."""
-  return "XLA in blocks of queries"

@@ -48,8 +48,8 @@ def prefill(
   rows, length = ids_BT.shape
   if length > slots:
     raise UsageError(f"prompts of {length} tokens do not fit a cache of {slots} slots; give it at least {length}")
-  first_B = jnp.zeros(rows, jnp.int32) if first_B is None else first_B
-  turn = rotation(model.config, jnp.maximum(jnp.arange(length) - first_B[:, None], 0))
+  begins_B = jnp.zeros(rows, jnp.int32) if first_B is None else first_B
+  turn = rotation(model.config, jnp.maximum(jnp.arange(length) - begins_B[:, None], 0))
   keys, values = [], []
 
   def attend(q_BTNH: jax.Array, k_BTKH: jax.Array, v_BTKH: jax.Array) -> jax.Array:
@@ -62,7 +62,7 @@ def prefill(
   x_BTD = model.embed(ids_BT)
   for layer in model.layers:
     x_BTD = layer(x_BTD, turn, attend)
-  cache = Cache(keys=tuple(keys), values=tuple(values), first=first_B, written=jnp.int32(length))
+  cache = Cache(keys=tuple(keys), values=tuple(values), first=begins_B, written=jnp.int32(length))
   return model.logits(x_BTD[:, -1:])[:, 0], cache
 
 

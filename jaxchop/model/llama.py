@@ -16,6 +16,7 @@ from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 
 from jaxchop.model import attention
+from jaxchop.model.attention import PRODUCT
 from jaxchop.model.config import LlamaConfig
 from jaxchop.model.placement import lookup, merged, parted, parts_of, product, product_with_rows, spec_of, striped
 from jaxchop.model.rope import rotate, rotation
@@ -27,9 +28,6 @@ Layout = Literal["scan", "unrolled"]
 Remat = Literal["none", "dots", "full", "offload"]
 Carry = TypeVar("Carry")
 _init = nnx.initializers.normal(0.02)
-# The results of matrix products bear this name. The rest is cheap to compute again, and reading it back from memory
-# would cost more than that.
-PRODUCT = "product"
 PRODUCTS = jax.checkpoint_policies.save_only_these_names(PRODUCT)
 _POLICIES = {
   "dots": PRODUCTS,
@@ -87,7 +85,7 @@ class Attention(nnx.Module):
     q_BTNH = rotate(self.q(x_BTD).reshape(heads), *turn)
     k_BTKH = rotate(self.k(x_BTD).reshape(heads), *turn)
     v_BTKH = self.v(x_BTD).reshape(heads)
-    y_BTNH = checkpoint_name(attend(q_BTNH, k_BTKH, v_BTKH), PRODUCT)
+    y_BTNH = attend(q_BTNH, k_BTKH, v_BTKH)
     return self.o(y_BTNH.reshape(*x_BTD.shape[:2], -1))
 
 

@@ -8,11 +8,14 @@ Shapes: M rows, I axis summed over, O output axis, V table rows, D table width, 
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
+
+from jaxchop.model.scatter import names_of, scattered
 
 
 def spec_of(x: jax.Array) -> PartitionSpec | None:
@@ -27,7 +30,7 @@ def parts_of(x: jax.Array, axis: int) -> int:
   if spec is None:
     return 1
   shape, parts = jax.typeof(x).sharding.mesh.shape, 1
-  for name in _names(spec[axis]):
+  for name in names_of(spec[axis]):
     parts *= shape[name]
   return parts
 
@@ -37,17 +40,52 @@ def gathered(w: jax.Array, x: jax.Array) -> jax.Array:
   spec, rows = spec_of(w), spec_of(x)
   if spec is None or rows is None:
     return w
-  taken = {name for part in rows[:-1] for name in _names(part)}
-  left = PartitionSpec(*(tuple(name for name in _names(part) if name not in taken) or None for part in spec))
+  taken = {name for part in rows[:-1] for name in names_of(part)}
+  left = PartitionSpec(*(tuple(name for name in names_of(part) if name not in taken) or None for part in spec))
   return jax.sharding.reshard(w, left)
 
 
 def product(x_MI: jax.Array, w_IO: jax.Array) -> jax.Array:
   """Returns y_MO = x w; x may have any number of leading axes, which stay where they are."""
-  w_IO = gathered(w_IO, x_MI)
   spec, rows = spec_of(w_IO), spec_of(x_MI)
-  out = None if spec is None or rows is None else PartitionSpec(*rows[:-1], spec[-1])
-  return jnp.einsum("...I,IO->...O", x_MI, w_IO, out_sharding=out)
+  if spec is None or rows is None:
+    return jnp.einsum("...I,IO->...O", x_MI, w_IO)
+  return _product(spec, rows, x_MI, w_IO)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _product(spec: PartitionSpec, rows: PartitionSpec, x_MI: jax.Array, w_IO: jax.Array) -> jax.Array:
+  """`spec` is that of the kernel, `rows` that of x: their gradients are to have the same."""
+  w_IO = gathered(w_IO, x_MI)
+  return jnp.einsum("...I,IO->...O", x_MI, w_IO, out_sharding=PartitionSpec(*rows[:-1], _spec(w_IO)[-1]))
+
+
+def _product_forward(spec, rows, x, w):
+  w_IO = gathered(w.value, x.value)
+  # What gets no gradient is not kept for it.
+  return _product(spec, rows, x.value, w_IO), (x.value if w.perturbed else None, w_IO if x.perturbed else None)
+
+
+def _product_backward(spec, rows, kept, slope_MO):
+  x_MI, w_IO = kept
+  grad_MI = None if w_IO is None else jnp.einsum("...O,IO->...I", slope_MO, w_IO, out_sharding=rows)
+  if x_MI is None:
+    return grad_MI, None
+
+  def on_a_device(x_MI: jax.Array, slope_MO: jax.Array) -> jax.Array:
+    return scattered(jnp.einsum("...I,...O->IO", x_MI, slope_MO), spec, rows)
+
+  local = jax.shard_map(on_a_device, in_specs=(rows, _spec(slope_MO)), out_specs=spec, check_vma=False)
+  return grad_MI, local(x_MI, slope_MO)
+
+
+_product.defvjp(_product_forward, _product_backward, symbolic_zeros=True)
+
+
+def _spec(x: jax.Array) -> PartitionSpec:
+  spec = spec_of(x)
+  assert spec is not None
+  return spec
 
 
 def product_with_rows(x_MI: jax.Array, w_OI: jax.Array) -> jax.Array:
@@ -65,11 +103,39 @@ def product_with_rows(x_MI: jax.Array, w_OI: jax.Array) -> jax.Array:
 
 def lookup(table_VD: jax.Array, ids_M: jax.Array) -> jax.Array:
   """Returns the table's rows of the given ids (any shape), spread as the ids are."""
-  rows = spec_of(ids_M)
-  if rows is None or spec_of(table_VD) is None:
+  spec, rows = spec_of(table_VD), spec_of(ids_M)
+  if rows is None or spec is None:
     return table_VD[ids_M]
+  # A table whose rows are spread is the compiler's to sum up.
+  return _rows(table_VD, ids_M) if spec[0] else _lookup(spec, len(table_VD), table_VD, ids_M)
+
+
+def _rows(table_VD: jax.Array, ids_M: jax.Array) -> jax.Array:
   table_VD = gathered(table_VD, ids_M[..., None])
-  return table_VD.at[ids_M].get(out_sharding=PartitionSpec(*rows, None))
+  return table_VD.at[ids_M].get(out_sharding=PartitionSpec(*_spec(ids_M), None))
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _lookup(spec: PartitionSpec, size: int, table_VD: jax.Array, ids_M: jax.Array) -> jax.Array:
+  """`spec` is that of the table, which its gradient is to have; `size` is the number of its rows."""
+  return _rows(table_VD, ids_M)
+
+
+def _lookup_forward(spec, size, table_VD, ids_M):
+  return _rows(table_VD, ids_M), ids_M
+
+
+def _lookup_backward(spec, size, ids_M, slope_MD):
+  def on_a_device(ids_M: jax.Array, slope_MD: jax.Array) -> jax.Array:
+    zeros_VD = jnp.zeros((size, slope_MD.shape[-1]), slope_MD.dtype)
+    return scattered(zeros_VD.at[ids_M].add(slope_MD), spec, there)
+
+  there = _spec(slope_MD)
+  local = jax.shard_map(on_a_device, in_specs=(_spec(ids_M), there), out_specs=spec, check_vma=False)
+  return local(ids_M, slope_MD), None
+
+
+_lookup.defvjp(_lookup_forward, _lookup_backward)
 
 
 def placed(function: Callable[..., jax.Array], spec: PartitionSpec | None, *arguments: Any) -> jax.Array:
@@ -85,7 +151,7 @@ def merged(x: jax.Array, kept: int) -> jax.Array:
   spec, lead = spec_of(x), x.ndim - kept
   if spec is None or not any(spec[1:lead]):
     return x.reshape(-1, *x.shape[lead:])
-  names = tuple(name for part in spec[:lead] for name in _names(part))
+  names = tuple(name for part in spec[:lead] for name in names_of(part))
   local = jax.shard_map(
     lambda a: a.reshape(-1, *a.shape[lead:]), in_specs=spec, out_specs=PartitionSpec(names, *spec[lead:])
   )
@@ -109,7 +175,3 @@ def striped(a_BT: jax.Array, parts: int) -> jax.Array:
   """Returns the positions in an order in which every `parts`-th one lies together, see above; other axes stay."""
   rows, length, *others = a_BT.shape
   return a_BT.reshape(rows, length // parts, parts, *others).swapaxes(1, 2).reshape(a_BT.shape)
-
-
-def _names(part: Any) -> tuple[str, ...]:
-  return () if part is None else (part,) if isinstance(part, str) else tuple(part)

@@ -90,8 +90,9 @@ def read_cost(text: str, devices: int) -> Cost:
         # In a fusion of its own it starts, ends or goes on beside something else.
         overlapped = one.op.endswith("-start") or (name in fused and not name.startswith(_SCATTER))
         here = _collective(one, kind, name, times, devices)._replace(overlapped=overlapped)
-        known = found.setdefault(_channel(one), here)
-        found[_channel(one)] = max(here, known, key=lambda each: (each.bytes, each.overlapped))
+        # One that nothing goes on beside stands in one place, and shares its channel with others of the program.
+        key = _channel(one) if overlapped else one.name
+        found[key] = max(here, found.get(key, here), key=lambda each: (each.bytes, each.overlapped))
   return Cost(matmul, other, tuple(found.values()), between, kernels)
 
 

@@ -56,10 +56,11 @@ def arranged(sizes: Mapping[str, int], devices: Sequence[Any]) -> NDArray[np.obj
   """Returns the devices in the shape of a mesh, neighbours along its later axes joined by the faster links.
 
   Several TPU slices lie one after the other along `data`, which alone crosses the network between them; within a slice
-  `fsdp` lies over two axes of the torus where it can. On other machines `data` is over hosts, as the devices come host
-  by host. Raises UsageError where copies of the model and slices do not go into each other.
+  `fsdp` lies over two axes of the torus where it can, one line of it after the other. On other machines `data` is over
+  hosts, as the devices come host by host. Raises UsageError where copies of the model and slices do not go into each
+  other.
   """
-  shape, slices = tuple(sizes.values()), len({getattr(device, "slice_index", 0) for device in devices})
+  shape, slices = tuple(sizes.values()), len(_numbers(devices))
   if devices[0].platform != "tpu" or not _box(devices):
     return np.array(devices, object).reshape(shape)
   if sizes["data"] % slices:
@@ -68,17 +69,35 @@ def arranged(sizes: Mapping[str, int], devices: Sequence[Any]) -> NDArray[np.obj
       f"copies of the model can lie: set it to a multiple of {slices}"
     )
   if slices == 1:
-    return mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
+    return _in_lines(shape, devices)
+  if sizes["data"] == slices:
+    together = [[each for each in devices if each.slice_index == number] for number in _numbers(devices)]
+    return np.concatenate([_in_lines((1, *shape[1:]), each) for each in together])
   inner, outer = (sizes["data"] // slices, *shape[1:]), (slices, *(1 for _ in shape[1:]))
   return mesh_utils.create_hybrid_device_mesh(inner, outer, devices, allow_split_physical_axes=True)
+
+
+def _in_lines(shape: tuple[int, ...], devices: Sequence[Any]) -> NDArray[np.object_]:
+  """Returns the devices of one slice; one mesh axis over all of a flat torus follows line after line of it.
+
+  JAX would lay it in a ring, of which no part is a line, where model/scatter.py sums up along lines.
+  """
+  if max(shape) == len(devices) and len({device.coords[2] for device in devices}) == 1:
+    lines = sorted(devices, key=lambda device: (*device.coords, device.core_on_chip))
+    return np.array(lines, object).reshape(shape)
+  return mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
+
+
+def _numbers(devices: Sequence[Any]) -> list[int]:
+  """Returns the numbers of the slices, in order."""
+  return sorted({getattr(device, "slice_index", 0) for device in devices})
 
 
 def _box(devices: Sequence[Any]) -> bool:
   """Returns whether TPU devices are whole boxes of the torus; a part of one has no axes to lay a mesh along."""
   places = {(*device.coords, device.core_on_chip) for device in devices}
   extent = np.ptp(np.array(sorted(places)), axis=0) + 1
-  slices = {getattr(device, "slice_index", 0) for device in devices}
-  return len(devices) == math.prod(extent.tolist()) * len(slices)
+  return len(devices) == math.prod(extent.tolist()) * len(_numbers(devices))
 
 
 def _filled(

@@ -1,7 +1,8 @@
 """From a compiled program's cycles and bytes to seconds: by the compiler's estimates and the published links.
 
 What is summed: the cycles of all that carries an estimate, and the time on the wire of collectives that nothing hides.
-What goes on meanwhile costs only what it takes longer. Hand-written kernels carry no estimate and are left out.
+What goes on meanwhile costs only what it takes longer. Hand-written kernels carry no estimate: of the step's,
+question.py adds the time at the peak of matrix products, of other programs' they are left out.
 """
 
 from collections import Counter

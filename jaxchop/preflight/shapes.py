@@ -18,6 +18,7 @@ from jaxchop.recover.program import State, begun, traced_step
 from jaxchop.recover.step import objective_of
 from jaxchop.recover.teacher import Teacher, beside
 from jaxchop.recover.trainable import Way, way_of
+from jaxchop.target import made_for
 from jaxchop.training import RecoverConfig
 
 
@@ -61,7 +62,8 @@ class Planned:
 
   def set(self) -> Any:
     """Returns the context in which its programs are traced."""
-    return contextlib.nullcontext() if self.mesh is None else jax.set_mesh(self.mesh)
+    (one,) = jax.tree.leaves(self.state.trained)[0].sharding.device_set if self.mesh is None else (None,)
+    return made_for(one) if self.mesh is None else jax.set_mesh(self.mesh)
 
   def traced(self) -> Any:
     """Returns the training step as traced, to be lowered and compiled."""

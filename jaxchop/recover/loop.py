@@ -150,7 +150,7 @@ def _compiled(
     program = _program(config, traced.lower(), devices_of(run.mesh))
     bar.advance()
   run.journal.note("compile", seconds=bar.seconds)
-  known = outlook(run, program)
+  known = outlook(run, program, segments)
   for line in in_words(known):
     log.info("%s", line)
   run.journal.note("plan", plan=known)

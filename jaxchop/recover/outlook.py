@@ -8,7 +8,8 @@ import jax
 from jax.sharding import Mesh
 
 from jaxchop.compiler import product_library
-from jaxchop.model import attention
+from jaxchop.model.kernel import Kernel, chosen
+from jaxchop.parallel.mesh import CONTEXT
 from jaxchop.parallel.peak import own, peak
 from jaxchop.recover.run import Run
 from jaxchop.recover.trainable import Flat
@@ -20,8 +21,10 @@ def devices_of(mesh: Mesh | None) -> list[jax.Device]:
   return [jax.devices()[0]] if mesh is None else list(mesh.devices.flat)
 
 
-def outlook(run: Run, program: Any) -> dict[str, Any]:
+def outlook(run: Run, program: Any, segments: bool) -> dict[str, Any]:
   """Returns what is known before a run's next step, as plain JSON; `program` is the compiled one.
+
+  `segments`: batches say where documents end.
 
   Bytes of `memory` are those of one device, by the compiler's analysis; None where it gives none.
   """
@@ -39,7 +42,7 @@ def outlook(run: Run, program: Any) -> dict[str, Any]:
     "trainable": {"way": config.trainable, "parameters": _size(run.trained), "model": run.way.size},
     "placement": _placement({"weights": run.trained, "frozen weights": run.frozen, "optimizer": run.opt_state}),
     "memory": _memory(program, own(devices)),
-    "attention": attention.kernel(),
+    "attention": attention_kernel(run, segments).words,
     "products": product_library(),
     "compute_dtype": config.compute_dtype,
     "steps": left,
@@ -49,6 +52,13 @@ def outlook(run: Run, program: Any) -> dict[str, Any]:
     "peak_flops_per_second": top.flops_per_second,
     "peak": top.words,
   }
+
+
+def attention_kernel(run: Run, segments: bool) -> Kernel:
+  """Returns what computes the attention of a run's steps."""
+  spread = run.mesh is not None and run.mesh.shape[CONTEXT] > 1
+  device, width = devices_of(run.mesh)[0], run.way.like.config.head_dim
+  return chosen(device, run.config.compute_dtype, width, parted=segments, spread=spread)
 
 
 def in_words(known: Mapping[str, Any]) -> list[str]:

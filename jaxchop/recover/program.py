@@ -17,6 +17,7 @@ from jaxchop.recover.objective import summed_loss
 from jaxchop.recover.step import init_optimizer, make_step
 from jaxchop.recover.teacher import Teacher
 from jaxchop.recover.trainable import Flat, Way
+from jaxchop.target import made_for
 from jaxchop.training import RecoverConfig
 
 
@@ -64,7 +65,8 @@ def traced_step(
     compiler_options=compiler_options(deterministic=config.deterministic, device=device),
   )
   scalars = np.int32(0), np.float32(np.inf), told_shape(mesh)
-  return step.trace(trained, opt_state, batch_shapes(config, mesh, segments), *scalars, frozen)
+  with made_for(device):
+    return step.trace(trained, opt_state, batch_shapes(config, mesh, segments), *scalars, frozen)
 
 
 def lowered_loss(config: RecoverConfig, way: Way, state: State, batch: Any) -> Any:
@@ -75,7 +77,8 @@ def lowered_loss(config: RecoverConfig, way: Way, state: State, batch: Any) -> A
     model = way.join(trained, frozen)
     return summed_loss(model, batch, compute_dtype=config.compute_dtype, layout=config.layout, remat="none")
 
-  return jax.jit(measured, compiler_options=compiler_options(device=device)).lower(state.trained, state.frozen, batch)
+  with made_for(device):
+    return jax.jit(measured, compiler_options=compiler_options(device=device)).lower(state.trained, state.frozen, batch)
 
 
 def _described(array: Any) -> jax.ShapeDtypeStruct:

@@ -98,7 +98,7 @@ def in_words(result: Result) -> Iterator[str]:
     near = result["nearest"]
     yield f"This fits: {near['change']}" if near else "No setting near it fits: take a larger slice or fewer layers."
   if result.get("kernels_without_estimate"):
-    yield "Hand-written kernels (attention) carry no estimate: their time comes on top."
+    yield "Hand-written kernels (attention) carry no estimate: a step counts them at the peak, and they take longer."
   yield "Memory is the compiler's plan; seconds are its estimates and the published links, to compare settings by."
 
 

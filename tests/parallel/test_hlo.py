@@ -69,6 +69,17 @@ def test_a_collective_counts_once_a_turn_by_the_bytes_it_sends():
   assert found["reduce-scatter"] == ("reduce-scatter", (0, 1), 8 * 8 * 4 // 2, False)
 
 
+def test_collectives_that_nothing_goes_on_beside_count_each_although_they_share_a_channel():
+  two = "".join(
+    f"  %alone.{n} = f32[4,8]{{1,0}} reduce-scatter(%z.1), channel_id=7, replica_groups={{{{0,1}}}}, dimensions={{0}}\n"
+    for n in range(2)
+  )
+  found = read_cost(TEXT.replace("  %begin = s32", two + "  %begin = s32"), 2).collectives
+  alone = [one for one in found if one == ("reduce-scatter", (0, 1), 4 * 8 * 4, False)]
+  # The third is that of the fusion.
+  assert len(alone) == 3
+
+
 def test_a_loop_that_counts_otherwise_counts_once():
   cost = read_cost(TEXT.replace("direction=LT", "direction=NE"), 2)
   assert cost.matmul_cycles == 100

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from jaxchop.errors import UsageError
+from jaxchop.model.scatter import two_stages
 from jaxchop.parallel.mesh import AXES, arranged
 
 
@@ -66,3 +67,14 @@ def test_copies_of_the_model_lie_on_hosts_of_gpus():
   found = mesh(devices, 2, 8, 1, 1)
   assert spread(found[0], "process_index") == {0} and spread(found[1], "process_index") == {1}
   assert mesh(devices, 1, 16, 1, 1).shape == (1, 16, 1, 1)
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_one_axis_over_a_whole_slice_follows_its_lines(count):
+  columns, lines = two_stages(16)
+  for part in mesh(slices(count), count, 16, 1, 1).reshape(count, 16):
+    for groups, along in ((columns, 1), (lines, 0)):
+      for group in groups:
+        # One line of four chips each: all have one of the two places in common.
+        assert len({part[number].coords[along] for number in group}) == 1
+        assert len({part[number].coords[1 - along] for number in group}) == 4

@@ -46,6 +46,8 @@ def test_the_answer_is_one_object_with_the_promised_keys_and_is_kept(folder, cap
   assert found["collectives"] == {} and found["links"] == {"ici": 0, "dcn": 0}
   assert found["step_seconds_estimate"] == pytest.approx(sum(found["seconds_by_resource"].values()))
   assert found["tokens"] == 100 * 6 * 32 and found["tokens_per_second"] > 0
+  # One layer: forward, the gradient of the queries, that of keys and values; of a single one nothing is computed again.
+  assert found["kernels_without_estimate"] == 3 and found["seconds_by_resource"]["attention kernels"] > 0
   assert found["price"] == pytest.approx(2.5 * found["chip_hours"])
   assert 0 < found["compile_seconds"] < 900 and 0 < found["mfu_bound"] < 1
   _, again = preflight(folder, capfd, "--price", "2.5")
@@ -96,6 +98,7 @@ def test_two_slices_sum_up_over_the_slow_network(folder, capfd):
   code, found = preflight(folder, capfd, *options)
   assert code == 0 and found["fits"] and found["chips"] == 8 and found["mesh"] == {"data": 2, "fsdp": 4}
   assert found["links"]["dcn"] > 0 and found["links"]["ici"] > 0
+  assert found["kernels_without_estimate"] >= 3
 
 
 @pytest.mark.slow

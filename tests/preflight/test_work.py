@@ -1,11 +1,14 @@
 """Matrix products are counted as a program runs them."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import pytest
 from jax.sharding import AxisType, PartitionSpec
 
-from jaxchop.preflight.work import product_flops
+from jaxchop.model.splash import splash
+from jaxchop.preflight.work import kernel_flops, product_flops
 
 
 def flops(function, *arguments) -> int:
@@ -38,6 +41,18 @@ def test_each_device_of_a_mesh_counts_and_of_branches_the_dearest():
   )
   assert flops(spread, *A) == flops(jnp.matmul, *A)
   assert flops(lambda x, w: jax.lax.cond(True, lambda: x @ w, lambda: x), *A) == flops(jnp.matmul, *A)
+
+
+def test_of_a_kernel_for_causal_attention_the_blocks_that_run_count():
+  B, T, N, H, block = 2, 1024, 4, 64, 512
+  a_BTNH = jax.ShapeDtypeStruct((B, T, N, H), jnp.bfloat16)
+  attend = functools.partial(splash, block=block, name="")
+  jaxpr = jax.make_jaxpr(attend)(a_BTNH, a_BTNH, a_BTNH).jaxpr
+  # Scores and values of three of four blocks.
+  assert product_flops(jaxpr) == kernel_flops(jaxpr) == 2 * 2 * B * N * H * 3 * block**2
+  gradient = jax.make_jaxpr(jax.grad(lambda *a: attend(*a).sum(), (0, 1, 2)))(*[jnp.zeros((B, T, N, H))] * 3).jaxpr
+  # Seven products more: of the queries' gradient three, of that of keys and values four.
+  assert kernel_flops(gradient) == (2 + 3 + 4) * 2 * B * N * H * 3 * block**2
 
 
 @pytest.mark.parametrize("remat", ["none", "dots", "full"])

@@ -1,0 +1,56 @@
+"""The sum of what devices have of a gradient, of which each keeps its own part."""
+
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import PartitionSpec
+
+from jaxchop.target import on_flat_torus
+
+
+def scattered(gradient: jax.Array, spec: PartitionSpec, rows: PartitionSpec) -> jax.Array:
+  """Returns this device's part, as `spec` says, of the sum over devices; inside of a `shard_map`.
+
+  `rows` says along which mesh axes what the gradient was made of is spread: all but its last axis are summed over.
+  """
+  over = [name for part in rows[:-1] for name in names_of(part)]
+  cut = [(name, axis) for axis, part in enumerate(spec) for name in names_of(part) if name in over]
+  copies = tuple(name for name in over if name not in dict(cut))
+  shape = jax.sharding.get_abstract_mesh().shape
+  # Devices that have one copy of the model.
+  together = math.prod(size for name, size in shape.items() if name not in copies)
+  for name, axis in cut:
+    # Between slices more than a device's own part would be sent after two stages.
+    if shape[name] == together and not copies and on_flat_torus():
+      gradient = _along_lines(gradient, name, axis, shape[name])
+    else:
+      gradient = jax.lax.psum_scatter(gradient, name, scatter_dimension=axis, tiled=True)
+  return jax.lax.psum(gradient, copies) if copies else gradient
+
+
+def names_of(part: Any) -> tuple[str, ...]:
+  """Returns the mesh axes in one place of a partition spec."""
+  return () if part is None else (part,) if isinstance(part, str) else tuple(part)
+
+
+def _along_lines(gradient: jax.Array, name: str, axis: int, count: int) -> jax.Array:
+  """Scatters over all of a torus of two axes, along one and then along the other.
+
+  At once the compiler would sum up whole gradients, at twice the bytes. It scatters the last axis of an array as it is;
+  parts of another one it would fill up, and then shift.
+  """
+  turned = jnp.swapaxes(gradient, axis, -1)
+  for groups in two_stages(count):
+    last = turned.ndim - 1
+    turned = jax.lax.psum_scatter(turned, name, scatter_dimension=last, tiled=True, axis_index_groups=groups)
+  return jnp.swapaxes(turned, axis, -1)
+
+
+def two_stages(count: int) -> tuple[list[list[int]], list[list[int]]]:
+  """Returns groups along the first and along the second axis of a torus, the shorter one first, line after line."""
+  outer = max(n for n in range(1, math.isqrt(count) + 1) if count % n == 0)
+  inner = count // outer
+  columns = [list(range(start, count, inner)) for start in range(inner)]
+  return columns, [list(range(start, start + inner)) for start in range(0, count, inner)]
