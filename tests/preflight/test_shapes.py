@@ -25,7 +25,8 @@ def planned(way: str):
 
 
 @pytest.mark.parametrize(
-  "way", [pytest.param(way, marks=pytest.mark.slow if way in ("taught", "adapters") else ()) for way in WAYS]
+  "way",
+  [pytest.param(way, marks=pytest.mark.slow if way in ("taught", "adapters", "unrolled") else ()) for way in WAYS],
 )
 def test_preflight_lowers_the_very_program_that_a_run_compiles(way, tmp_path, monkeypatch):
   seen = []

@@ -144,14 +144,9 @@ def test_a_restart_is_the_same_run(tmp_path: Path, kind: str) -> None:
 CUT, SPREAD = MeshConfig(fsdp=2, tensor=2), MeshConfig(data=2, fsdp=1, context=2)
 
 
-@pytest.mark.parametrize(
-  ("kind", "mesh"),
-  [("qlora", SPREAD)]
-  + [
-    pytest.param(kind, mesh, marks=pytest.mark.slow)
-    for kind, mesh in (("dora", CUT), ("lora", CUT), ("qlora", CUT), ("lora", SPREAD), ("dora", SPREAD))
-  ],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("mesh", [CUT, SPREAD], ids=["cut", "spread"])
+@pytest.mark.parametrize("kind", KINDS)
 def test_on_several_devices_it_is_the_run_of_one(tmp_path: Path, kind: str, mesh: MeshConfig) -> None:
   # Positions of a sequence that is spread lie in another order, so that dropout would take others.
   dropout = 0.0 if mesh.context > 1 else 0.1

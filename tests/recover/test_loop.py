@@ -167,7 +167,9 @@ def test_a_signal_while_measuring_is_a_save_and_an_exit(tmp_path: Path, monkeypa
   assert curve(tmp_path) == curve(tmp_path / "calm")
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 75), (signal.SIGINT, 130)])
+@pytest.mark.parametrize(
+  ("number", "code"), [(signal.SIGTERM, 75), pytest.param(signal.SIGINT, 130, marks=pytest.mark.slow)]
+)
 def test_a_signal_while_compiling_is_a_save_and_an_exit(tmp_path: Path, number: int, code: int) -> None:
   with program(tmp_path) as process:
     for line in process.stderr:

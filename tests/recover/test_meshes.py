@@ -37,7 +37,7 @@ MESHES = {
   "context4": MeshConfig(fsdp=1, context=4),
 }
 # One of each kind of cut at each push, the others with the slow tests.
-EACH = {"dp4", "fsdp2 x tp2", "fsdp2 x context2"}
+EACH = {"fsdp2 x tp2", "fsdp2 x context2"}
 SOME = [name if name in EACH else pytest.param(name, marks=pytest.mark.slow) for name in MESHES]
 
 

@@ -129,11 +129,8 @@ def test_a_restart_is_the_same_run(tmp_path: Path) -> None:
   jax.tree.map(np.testing.assert_array_equal, again.model, whole.model)
 
 
-@pytest.mark.parametrize(
-  "mesh",
-  [MeshConfig(fsdp=2, tensor=2), pytest.param(MeshConfig(data=2, fsdp=1, context=2), marks=pytest.mark.slow)],
-  ids=str,
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("mesh", [MeshConfig(fsdp=2, tensor=2), MeshConfig(data=2, fsdp=1, context=2)], ids=str)
 def test_on_several_devices_it_is_the_run_of_one(tmp_path: Path, mesh: MeshConfig) -> None:
   found = []
   for name, devices in (("one", MeshConfig(fsdp=1)), ("several", mesh)):
