@@ -253,7 +253,7 @@ _COMMANDS: dict[str, tuple[str, Callable[[_Parser], None]]] = {
   "score": ("score every layer of a model", _score),
   "prune": ("write a model without some of its layers, or only the plan for it", _prune),
   "recover": ("train a model until it is good again: all of it, parts, or adapters", _recover),
-  "evaluate": ("measure perplexity of models side by side", _evaluate),
+  "evaluate": ("measure models side by side: perplexity, small tasks, tasks of lm-evaluation-harness", _evaluate),
   "compare": ("train one pruned model by several ways and compare them at equal tokens and FLOPs", _compare),
   "forecast": ("foretell from short probes what more training gives, and what a target costs", _forecast),
   "preflight": ("compile a recipe's step for a TPU slice that is not here: does it fit, how fast is it", _preflight),

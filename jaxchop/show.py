@@ -1,5 +1,6 @@
 """What a person sees of a command's result when it is not asked for as JSON: tables and a few lines of text."""
 
+import itertools
 import math
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -210,12 +211,12 @@ def _data_inspect(console: rich.console.Console, result: Result) -> None:
 def _speed(console: rich.console.Console, result: Result) -> None:
   if "draft" in result:
     return _drafting(console, result)
-  table = _table(*speeds.HEAD)
-  first: Result = {}
-  for row in result["models"]:
-    first = first if speeds.same_point(first, row) else row
-    table.add_row(*map(rich.text.Text, speeds.cells(row, first)))
-  console.print(table)
+  for point, rows in itertools.groupby(result["models"], speeds.point):
+    table, (first, *others) = _table(*speeds.HEAD, dense=True), rows
+    for row in (first, *others):
+      table.add_row(*map(rich.text.Text, speeds.cells(row, first)))
+    _say(console, "", f"{point} tokens", "")
+    console.print(table)
   _say(console, *speeds.in_words(result))
 
 
@@ -244,7 +245,7 @@ def _verdict(ok: bool | None) -> rich.text.Text:
 def _table(*columns: str, justify: rich.console.JustifyMethod = "right", dense: bool = False) -> rich.table.Table:
   """Returns a table whose columns but the first are set as `justify` says; `dense` leaves no more room than needed.
 
-  A dense table of all criteria fits into 80 columns.
+  Dense tables of all criteria, and of speeds, fit into 80 columns.
   """
   box, padding = (None, (0, 1, 0, 0)) if dense else (rich.box.SIMPLE_HEAD, (0, 1))
   table = rich.table.Table(box=box, padding=padding, show_header=any(columns))

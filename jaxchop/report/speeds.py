@@ -10,20 +10,18 @@ Row = Mapping[str, Any]
 HEAD = (
   "model",
   "layers",
-  "batch",
-  "tokens",
-  "prefill tokens/s",
-  "decode tokens/s",
+  "prefill\ntokens/s",
+  "decode\ntokens/s",
   "latency",
-  "against the first",
+  "against\nthe first",
   "memory",
 )
 DRAFT_HEAD = ("drafted", "taken", "tokens a pass", "tokens/s", "against the target", "rounds that took 0, 1, …")
 
 
-def same_point(a: Row, b: Row) -> bool:
-  """Returns whether two rows are of one batch and length."""
-  return bool(a) and all(a[name] == b[name] for name in ("batch", "prompt_tokens", "new_tokens"))
+def point(row: Row) -> str:
+  """Returns the batch and the lengths that a row is of."""
+  return f"{row['batch']} x {row['prompt_tokens']} + {row['new_tokens']}"
 
 
 def cells(row: Row, first: Row) -> list[str]:
@@ -33,12 +31,10 @@ def cells(row: Row, first: Row) -> list[str]:
   return [
     row["path"],
     str(row["layers"]),
-    str(row["batch"]),
-    f"{row['prompt_tokens']} + {row['new_tokens']}",
     f"{row['prefill_tokens_per_second']:.1f}{_within(row['prefill'])}",
     decoded,
     _milliseconds(row["latency"]["median"]),
-    ", ".join(f"{first[name]['median'] / row[name]['median']:.2f}x" for name in pairs),
+    ",\u00a0".join(f"{first[name]['median'] / row[name]['median']:.2f}x" for name in pairs),
     size(row["memory_bytes"]),
   ]
 
@@ -46,7 +42,7 @@ def cells(row: Row, first: Row) -> list[str]:
 def _within(spread: Row) -> str:
   """Returns how far the interval of a median reaches to its further side, in percent."""
   further = max(spread["high"] - spread["median"], spread["median"] - spread["low"])
-  return f" ± {100 * further / spread['median']:.0f} %"
+  return f" ±\u00a0{100 * further / spread['median']:.0f}\u00a0%"
 
 
 def in_words(result: Row) -> Iterator[str]:
@@ -54,7 +50,7 @@ def in_words(result: Row) -> Iterator[str]:
   rows = result["models"]
   for row in rows:
     if (gain := row["gain"]) is not None:
-      yield f"{row['path']}, {row['batch']} x {row['prompt_tokens']} + {row['new_tokens']}: {_gained(gain)}"
+      yield f"{row['path']}, {point(row)}: {_gained(gain)}"
   if any(row["gain"] for row in rows):
     yield (
       "ideal by bytes: a token takes time in proportion to the weights and the cache that its step reads, the head's "
@@ -103,4 +99,4 @@ def draft_in_words(result: Row) -> Iterator[str]:
 
 
 def _milliseconds(seconds: float) -> str:
-  return f"{1000 * seconds:.1f} ms" if abs(seconds) < 10 else f"{seconds:.1f} s"
+  return f"{1000 * seconds:.1f}\u00a0ms" if abs(seconds) < 10 else f"{seconds:.1f} s"
