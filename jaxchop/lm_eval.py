@@ -19,6 +19,7 @@ try:
 except JaxchopError as missing:
   # This module is a command: it ends as one.
   raise SystemExit(f"error: {missing}") from missing
+from jaxchop.parallel.rows import own_mesh
 from jaxchop.subject import Subject
 
 import lm_eval.models  # isort: skip  # first: it fills the registry only where it is empty
@@ -49,7 +50,8 @@ class NamedLM(JaxchopLM):
       raise UsageError(f"{unknown[0]} means nothing to jaxchop; --model_args are pretrained, {', '.join(known)}")
     config = HarnessConfig(**given) if auto else HarnessConfig(**given, batch_size=int(size))
     subject = Subject(name)
-    return JaxchopLM(subject.load(), subject.tokenizer, config, eos=subject.eos)
+    model = subject.load(own_mesh(subject.checkpoint.architecture))
+    return JaxchopLM(model, subject.tokenizer, config, eos=subject.eos)
 
   @classmethod
   def create_from_arg_string(cls, arg_string: str, additional_config: dict[str, Any] | None = None) -> Any:

@@ -13,6 +13,7 @@ from jaxchop.evaluate.answers import identity
 from jaxchop.evaluate.measure import entry
 from jaxchop.evaluate.suites import Asked, Suite, suites
 from jaxchop.files import cache_folder
+from jaxchop.parallel.rows import own_mesh
 from jaxchop.run_folder import standing, stood
 from jaxchop.subject import Subject
 from jaxchop.versions import versions
@@ -29,7 +30,8 @@ def measured(name: str, texts: Texts, config: EvaluateConfig) -> dict[str, Any]:
   not measured again, and one that was interrupted goes on with what is left.
   """
   subject = Subject(name)
-  asked = Asked(subject.load, subject.tokenizer, eos=subject.eos, title=name)
+  load = lambda: subject.load(own_mesh(subject.checkpoint.architecture))  # noqa: E731
+  asked = Asked(load, subject.tokenizer, eos=subject.eos, title=name)
   digest = _digest(subject, asked)
   folder = cache_folder() / "evaluations" / digest[:32]
   asked.folder, found = folder / "unfinished", {}

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from jax.sharding import Mesh
 from transformers import PreTrainedTokenizerFast
 
 from jaxchop.errors import JaxchopError
@@ -13,6 +14,7 @@ from jaxchop.hub.checkpoint import Checkpoint
 from jaxchop.hub.load import load_model, open_checkpoint
 from jaxchop.hub.tokenizer import eos_ids, load_tokenizer
 from jaxchop.model.llama import Llama
+from jaxchop.parallel.sharding import placement, spread
 from jaxchop.prune import plan as plans
 from jaxchop.prune.merge import apply_merges
 from jaxchop.prune.plan import Plan, read_plan
@@ -53,14 +55,20 @@ class Subject:
   def eos(self) -> tuple[int, ...]:
     return eos_ids(self.checkpoint)
 
-  def load(self) -> Llama:
+  def load(self, mesh: Mesh | None = None) -> Llama:
     """Returns the weights in float32: a run's newest verified checkpoint, or its pruned source before the first one.
 
-    Of RUN@STEP, the checkpoint of that step; raises JaxchopError when it is not there any more.
+    Of RUN@STEP, the checkpoint of that step; raises JaxchopError when it is not there any more. With a mesh they are
+    spread over it; what was trained or merged is whole on one device before.
     """
     if self.run is not None and (self.step is not None or self.run.checkpoints.exists()):
-      return self.parts().model
-    return cut_without_text(self.checkpoint, self.plan, self.name)
+      model = self.parts().model
+    elif self.plan is not None and (self.plan.merges or self.plan.repair):
+      model = cut_without_text(self.checkpoint, self.plan, self.name)
+    else:
+      place = None if mesh is None else functools.partial(placement, mesh=mesh)
+      return load_model(self.checkpoint, keep=self.keep, sharding=place)
+    return model if mesh is None else spread(model, mesh)
 
   def parts(self) -> Parts:
     """Returns what a run trained and what it left as it was, of the checkpoint that `load` takes."""

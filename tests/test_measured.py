@@ -8,6 +8,8 @@ from jaxchop import measured as room
 from jaxchop.config import DataConfig, EvaluateConfig
 from jaxchop.data.texts import read_splits
 from jaxchop.measured import measured
+from jaxchop.parallel.mesh import make_mesh
+from jaxchop.training import MeshConfig
 
 CONFIG = EvaluateConfig(suite=("perplexity",), window=32, stride=32, batch_size=2, max_windows=4)
 
@@ -37,6 +39,16 @@ def test_a_copy_of_a_model_is_not_measured_again_and_another_is(texts, runs, tin
   assert first["suites"]["perplexity"]["versions"]["jax"]
   other = measured(str(tiny_folder(seed=2)), texts, CONFIG)
   assert runs == ["perplexity"] * 2 and other["digest"] != first["digest"]
+
+
+def test_a_model_that_is_spread_over_devices_is_the_same_model(texts, runs, tiny_folder, monkeypatch):
+  folder = tiny_folder(seed=1)
+  first = measured(str(folder), texts, CONFIG)
+  monkeypatch.setattr(room, "own_mesh", lambda config: make_mesh(MeshConfig(fsdp=4), config, 4, 1))
+  monkeypatch.setattr(room, "_VERSION", 0)
+  again = measured(str(folder), texts, CONFIG)
+  assert runs == ["perplexity"] * 2 and again["digest"] == first["digest"]
+  assert again["bits_per_byte"] == pytest.approx(first["bits_per_byte"], rel=1e-6)
 
 
 def test_settings_of_the_model_or_the_suite_are_another_measurement(texts, runs, tiny_folder):

@@ -8,9 +8,11 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding
 
+from jaxchop.model.config import LlamaConfig
 from jaxchop.model.llama import Llama
-from jaxchop.parallel.mesh import ROWS
+from jaxchop.parallel.mesh import ROWS, make_mesh
 from jaxchop.parallel.sharding import own_rows, spread_rows
+from jaxchop.training import MeshConfig
 
 
 def mesh_under(model: Llama) -> Mesh | None:
@@ -18,6 +20,15 @@ def mesh_under(model: Llama) -> Mesh | None:
   sharding = jax.tree.leaves(model)[0].sharding
   mesh = sharding.mesh if isinstance(sharding, NamedSharding) else None
   return mesh if isinstance(mesh, Mesh) and mesh.size > 1 else None
+
+
+def own_mesh(config: LlamaConfig) -> Mesh | None:
+  """Returns this process's accelerators as a mesh that a model to be measured is spread over, None of a single one.
+
+  CPU devices of one process share its cores: there one does it all.
+  """
+  devices = jax.local_devices()
+  return None if devices[0].platform == "cpu" else make_mesh(MeshConfig(), config, len(devices), 1, devices)
 
 
 class Rows:

@@ -63,10 +63,10 @@ class Parrot:
     return bytes(ids).decode()
 
 
-def test_a_line_must_be_right_as_a_whole_and_what_follows_it_does_not_count(monkeypatch):
+def test_a_line_must_be_right_as_a_whole_and_what_follows_it_does_not_count(model, monkeypatch):
   answers = {text: answer for task in TASKS for level in range(4) for text, answer in [prompt(task, level, number=0)]}
 
-  def written(model, prompts, *, max_new_tokens, eos, stopped):
+  def written(_, prompts, *, max_new_tokens, eos, stopped, place):
     texts = [bytes(ids).decode() for ids in prompts]
     # Brackets are closed with one too many; behind the right line of all others comes another one.
     new = [f" {answers[text]}{' )' if 'open' in text else ''}\n7 + 7" for text in texts]
@@ -75,7 +75,7 @@ def test_a_line_must_be_right_as_a_whole_and_what_follows_it_does_not_count(monk
     return [list(text.encode()) for text in new]
 
   monkeypatch.setattr(probe, "generate", written)
-  found = capability(None, Parrot(), items=1, eos=[0], batch_size=3)
+  found = capability(model, Parrot(), items=1, eos=[0], batch_size=3)
   assert found.by_task() == {task: float(task != "brackets") for task in TASKS}
   assert found.score == pytest.approx(0.8) and found.to_json()["tasks"]["copying"]["levels"] == [1, 1, 1, 1]
 

@@ -1,0 +1,25 @@
+"""The budget table is what its figures say, and the compiler still says so."""
+
+import json
+
+import bench_budget
+import pytest
+from bench_budget import Row, budget, compiled, rows, table
+
+KNOWN = json.loads(bench_budget.ROWS.read_text())
+
+
+def test_the_page_is_the_table_of_the_figures_that_are_kept():
+  assert bench_budget.TABLE.read_text() == table(KNOWN)
+  assert KNOWN.keys() <= {row.key for row in rows()}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("model", bench_budget.MODELS)
+def test_the_compiler_says_what_the_table_says(model):
+  row = Row(model, "v5e:4x4", 24, 2048)
+  told, kept = budget(compiled(row)), KNOWN[row.key]
+  assert told["flops_per_step"] == kept["flops_per_step"]
+  assert told["peak_bytes"] == pytest.approx(kept["peak_bytes"], rel=0.01)
+  assert told["wire_bytes"] == pytest.approx(kept["wire_bytes"], rel=0.01)
+  assert told["step_seconds_estimate"] == pytest.approx(kept["step_seconds_estimate"], rel=0.03)
