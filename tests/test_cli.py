@@ -94,7 +94,10 @@ def test_json_prints_one_object_and_nothing_else(tiny_folder, capsys):
 
 @pytest.mark.parametrize(
   ("number", "code", "said"),
-  [(signal.SIGTERM, 75, "stopped by SIGTERM"), (signal.SIGINT, 130, "interrupted")],
+  [
+    (signal.SIGTERM, 75, "stopped by SIGTERM"),
+    pytest.param(signal.SIGINT, 130, "interrupted", marks=pytest.mark.slow),
+  ],
   ids=["SIGTERM", "SIGINT"],
 )
 def test_a_signal_is_one_line_that_says_how_to_go_on(tiny_folder, tmp_path, number, code, said):

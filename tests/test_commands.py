@@ -275,20 +275,11 @@ def test_a_pruned_folder_passes_its_check_and_a_damaged_one_does_not(here, model
 def test_recover_export_and_evaluate_a_run(here, model, capsys, monkeypatch):
   monkeypatch.setenv("JAXCHOP_CACHE", "kept")
   training = ["--steps", "3", "--batch_size", "2", "--seq_len", "32", "--checkpoint_every", "2"]
-  along = [
-    "--evaluate_every",
-    "3",
-    "--evaluate_windows",
-    "2",
-    "--evaluate_suite",
-    "[capability]",
-    "--evaluate.probe_items",
-    "1",
-  ]
+  along = ["--evaluate_every", "3", "--evaluate_windows", "2", "--evaluate_suite", "[documents]"]
   again = answer(capsys, "recover", model, "-o", "run", *training, *along, *SMALL)
   assert again["steps"] == 3
   (told,) = (event for event in read_journal(Path("run/journal.jsonl")) if event["event"] == "measured")
-  assert told["step"] == 3 and "1 item of each level" in told["figures"]["small tasks solved"]["protocol"]
+  assert told["step"] == 3 and "each for itself" in told["figures"]["perplexity a word"]["protocol"]
   assert len(Path("run/metrics.jsonl").read_text().splitlines()) == 3
   assert answer(capsys, "export", "run", "-o", "out")["check"]["ok"]
   models = answer(capsys, "evaluate", model, "run", "out", *MEASURING, *SMALL)["models"]

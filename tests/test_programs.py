@@ -4,11 +4,14 @@ import os
 import subprocess
 import sys
 
+import pytest
+
 from jaxchop.programs import keep_programs
 
 ASKED = "perplexity", "--window", "32", "--stride", "32", "--max_windows", "2", "--data.held_out_share", "0.001"
 
 
+@pytest.mark.slow
 def test_a_command_leaves_its_programs_in_the_cache_folder(tiny_folder, tmp_path):
   environment = {name: value for name, value in os.environ.items() if not name.startswith("JAX_COMPILATION_CACHE")}
   environment |= {"JAXCHOP_CACHE": str(tmp_path), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}

@@ -1,12 +1,15 @@
 """Rotary embeddings turn by position, and each scaling does to the frequencies what it is named for."""
 
 import dataclasses
+from types import SimpleNamespace
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from tiny import tiny_llama
 
+from jaxchop.model import rope
 from jaxchop.model.config import Rope
 from jaxchop.model.rope import rotate, rotation
 
@@ -25,6 +28,22 @@ def test_turning_keeps_lengths_and_scores_depend_on_distance_alone():
   early_BNTS, late_BNTS = (jnp.einsum("BTNH,BSNH->BNTS", y, y) for y in (early, late))
   np.testing.assert_allclose(early_BNTS, late_BNTS, atol=1e-4)
   np.testing.assert_array_equal(rotate(x, *turn([0] * 6)), x)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_on_a_tpu_halves_are_swapped_by_a_product_to_the_same_bits(monkeypatch, dtype):
+  x_BTNH = jax.random.normal(jax.random.key(0), (2, 5, 3, 8)).astype(dtype)
+  turn = rotation(dataclasses.replace(tiny_llama().config, head_dim=8), jnp.arange(5)[None])
+
+  def turned(x_BTNH):
+    y_BTNH, pull = jax.vjp(lambda x: rotate(x, *turn), x_BTNH)
+    return y_BTNH, pull(x_BTNH)[0]
+
+  wanted = turned(x_BTNH)
+  monkeypatch.setattr(rope, "target", lambda: SimpleNamespace(platform="tpu"))
+  assert "dot_general" in str(jax.make_jaxpr(lambda x: rotate(x, *turn))(x_BTNH))
+  for a, b in zip(turned(x_BTNH), wanted, strict=True):
+    np.testing.assert_array_equal(np.asarray(a, np.float32), np.asarray(b, np.float32))
 
 
 def test_linear_divides_positions():

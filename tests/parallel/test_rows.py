@@ -55,9 +55,8 @@ def test_a_batch_has_rows_for_every_device(model):
     assert jax.sharding.get_abstract_mesh().shape["fsdp"] == 4
 
 
-@pytest.mark.parametrize(
-  "axes", [{"data": 2, "fsdp": 1, "tensor": 2}, pytest.param({"fsdp": 4}, marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("axes", [{"data": 2, "fsdp": 1, "tensor": 2}, {"fsdp": 4}])
 def test_a_spread_model_is_measured_as_a_whole_one(model, tokenizer, axes):
   names = ("perplexity", "documents", "capability")
   config = EvaluateConfig(window=32, stride=32, batch_size=3, max_windows=5, probe_items=1, suite=names)

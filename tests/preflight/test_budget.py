@@ -4,9 +4,13 @@ import json
 
 import bench_budget
 import pytest
-from bench_budget import Row, budget, compiled, rows, table
+from bench_budget import budget, compiled, rows, table
 
 KNOWN = json.loads(bench_budget.ROWS.read_text())
+# One of each model; all of them take hours.
+CHECKED = [
+  row for row in rows() if row.key in KNOWN and (row.topology, row.layers, row.seq_len) == ("v5e:4x4", 32, 2048)
+]
 
 
 def test_the_page_is_the_table_of_the_figures_that_are_kept():
@@ -15,9 +19,8 @@ def test_the_page_is_the_table_of_the_figures_that_are_kept():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("model", bench_budget.MODELS)
-def test_the_compiler_says_what_the_table_says(model):
-  row = Row(model, "v5e:4x4", 24, 2048)
+@pytest.mark.parametrize("row", CHECKED, ids=lambda row: row.model)
+def test_the_compiler_says_what_the_table_says(row):
   told, kept = budget(compiled(row)), KNOWN[row.key]
   assert told["flops_per_step"] == kept["flops_per_step"]
   assert told["peak_bytes"] == pytest.approx(kept["peak_bytes"], rel=0.01)

@@ -5,6 +5,7 @@ import subprocess
 import sys
 
 import numpy as np
+import pytest
 
 PROGRAM = """
 import json, sys
@@ -28,6 +29,7 @@ print(json.dumps({name: found[name].per_layer for name in names}))
 """
 
 
+@pytest.mark.slow
 def test_windows_are_spread_over_all_devices_and_the_scores_stay():
   answers = []
   for devices in ("1", "8"):

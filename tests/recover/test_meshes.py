@@ -36,8 +36,8 @@ MESHES = {
   "context2 x tp2": MeshConfig(fsdp=1, context=2, tensor=2),
   "context4": MeshConfig(fsdp=1, context=4),
 }
-# One of each kind of cut at each push, the others with the slow tests.
-EACH = {"fsdp2 x tp2", "fsdp2 x context2"}
+# The others go with the slow tests.
+EACH = {"fsdp2 x tp2"}
 SOME = [name if name in EACH else pytest.param(name, marks=pytest.mark.slow) for name in MESHES]
 
 

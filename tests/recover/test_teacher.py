@@ -118,6 +118,7 @@ def test_a_student_comes_nearer_to_its_teacher_and_the_curve_says_so(tmp_path: P
   assert done.plan is not None and done.plan["flops_per_step"] > 0
 
 
+@pytest.mark.slow
 @pytest.mark.optimised
 def test_a_restart_is_the_same_run(tmp_path: Path) -> None:
   config = learning(0.5, hidden=0.5, trainable="partial", partial=PartialConfig(last=2))
