@@ -94,7 +94,7 @@ def test_weights_lie_where_the_mesh_says(on, name):
   "changes",
   [
     {"layout": "unrolled"},
-    {"accumulate": 2},
+    pytest.param({"accumulate": 2}, marks=pytest.mark.slow),
     pytest.param({"remat": "full"}, marks=pytest.mark.slow),
     pytest.param({"remat": "offload"}, marks=pytest.mark.slow),
   ],

@@ -22,7 +22,7 @@ def losses(folder, **changes) -> list[str]:
 
 @pytest.mark.parametrize(
   "mesh",
-  [MeshConfig(fsdp=1), pytest.param(MeshConfig(fsdp=2, tensor=2), marks=pytest.mark.slow)],
+  [pytest.param(MeshConfig(fsdp=1), marks=pytest.mark.slow), MeshConfig(fsdp=2, tensor=2)],
   ids=["alone", "mesh"],
 )
 def test_a_run_loads_what_was_compiled_from_shapes_and_is_the_same_run(mesh, tmp_path, caplog):

@@ -170,7 +170,8 @@ def test_one_bad_step_more_than_allowed_stops_the_run_which_goes_on_when_more_ar
   assert run(tmp_path, skip_nonfinite=2).skipped == 2
 
 
-@pytest.mark.parametrize("stops", [pytest.param((), marks=pytest.mark.slow), (31, 33)], ids=["unbroken", "restarted"])
+@pytest.mark.slow
+@pytest.mark.parametrize("stops", [(), (31, 33)], ids=["unbroken", "restarted"])
 def test_a_spike_is_skipped_where_that_is_asked_for(
   tmp_path: Path, spoiled: Any, monkeypatch: pytest.MonkeyPatch, stops: tuple[int, ...]
 ) -> None:
