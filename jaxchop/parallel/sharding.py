@@ -118,9 +118,11 @@ def own_rows(mesh: Mesh | None, count: int) -> NDArray[np.int64]:
 
 def spread_rows(batch: Tree, mesh: Mesh, own: NDArray[np.int64], count: int) -> Tree:
   """Returns a batch of `count` rows spread over the mesh; `batch` has this process's rows, `own`."""
-  place = rows(mesh)
+  cut = rows(mesh).spec[0]
 
   def move(part_RS: np.ndarray) -> jax.Array:
+    place = NamedSharding(mesh, PartitionSpec(cut, *[None] * (part_RS.ndim - 1)))
+
     def piece(index: tuple[slice, ...] | None) -> np.ndarray:
       assert index is not None
       return part_RS[np.searchsorted(own, np.arange(*index[0].indices(count))), *index[1:]]
