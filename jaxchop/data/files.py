@@ -34,10 +34,9 @@ def texts(path: Source, text_field: str, *, blank: bool = False) -> Iterator[Num
   """Yields (number, text) of one file, in order, holding no more than a piece, a line or a row group.
 
   A .txt or .md is cut at blank lines into pieces of about 4,000 characters; joined with a blank line between them they
-  give back the text, its line ends normalised to \\n. Texts of blanks only are left out, unless rows are to
-  be `blank`. Raises JaxchopError, with the
-  line or offset, on text that is not UTF-8, on a line that is not JSON and on broken compression; UsageError when the
-  text field is missing.
+  give back the text, its line ends normalised to \\n. Texts of blanks only are left out, unless rows are to be
+  `blank`. Raises JaxchopError, with the line or offset, on text that is not UTF-8, on a line that is not JSON and on
+  broken compression; UsageError when the text field is missing.
   """
   check_suffix(path)
   if _kind(path.name) in (".txt", ".md"):

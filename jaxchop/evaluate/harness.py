@@ -79,8 +79,7 @@ class JaxchopLM(TemplateLM):
 
     Where the model is spread over devices, rows are too. Any other model is spread as `mesh` says, or as in training
     over all there are. Several CPU devices of one process share its cores, so that spreading over them must be asked
-    for. Raises UsageError when the tokenizer has
-    neither BOS nor EOS, or there are several processes.
+    for. Raises UsageError when the tokenizer has neither BOS nor EOS, or there are several processes.
     """
     super().__init__()
     if jax.process_count() > 1:

@@ -217,7 +217,7 @@ def _train(
             run.save()
           except Unsaved as error:
             failed = error
-          if along is not None and measuring and run.wish == Wish.NONE:
+          if along is not None and measuring and failed is None and run.wish == Wish.NONE:
             run.look(along, stopped)
     finally:
       # The step that was running when the data or a save failed is told of too.

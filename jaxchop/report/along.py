@@ -19,14 +19,20 @@ class Course:
   name: str
   # How it was measured, in words.
   protocol: str
-  # Share of 1, or any other number; of a share more is better, of the others less.
-  share: bool
+  # See evaluate/figures.py: of a share more is better, of a perplexity, bits and nats less, else nobody knows.
+  unit: str
   # (step, value, standard error).
   points: tuple[tuple[int, float, float | None], ...]
 
   @property
-  def best(self) -> tuple[int, float, float | None]:
-    """The first of the best points."""
+  def share(self) -> bool:
+    return self.unit == "share"
+
+  @property
+  def best(self) -> tuple[int, float, float | None] | None:
+    """The first of the best points; None where nobody knows whether more is better."""
+    if self.unit == "number":
+      return None
     return (max if self.share else min)(self.points, key=lambda point: point[1])
 
 
@@ -35,17 +41,17 @@ def read_courses(journal: Path) -> tuple[Course, ...]:
 
   Raises JaxchopError, with the field, where a line is not what a run writes.
   """
-  points: dict[tuple[str, str, bool], dict[int, tuple[float, float | None]]] = {}
+  points: dict[tuple[str, str, str], dict[int, tuple[float, float | None]]] = {}
   for event in read_journal(journal):
     line = Fields(str(journal), event)
     step = line.integer("step")
     if step is None or event["event"] not in ("held_out", "measured"):
       continue
     if event["event"] == "held_out":
-      found = {("held-out loss, nats per token", "", False): (line.number("loss"), None)}
+      found = {("held-out loss, nats per token", "", "nats"): (line.number("loss"), None)}
     else:
       found = {
-        (name, one.text("protocol"), one.text("unit") == "share"): (one.number("value"), one.number("error"))
+        (name, one.text("protocol"), one.text("unit")): (one.number("value"), one.number("error"))
         for name, one in line.children("figures")
         if one.flag("main")
       }
@@ -80,11 +86,10 @@ def _draw(axes: Axes, course: Course) -> None:
     marker="o",
     markerfacecolor="none",
   )
-  step, value, _ = course.best
-  axes.plot([step], [scale * value], marker="o", linestyle="", color=PALETTE["recovered"])
-  axes.annotate(
-    f"best: step {step}", (step, scale * value), (0, 6), textcoords="offset points", ha="center", fontsize=8
-  )
+  if best := course.best:
+    at = best[0], scale * best[1]
+    axes.plot(*([each] for each in at), marker="o", linestyle="", color=PALETTE["recovered"])
+    axes.annotate(f"best: step {at[0]}", at, (0, 6), textcoords="offset points", ha="center", fontsize=8)
   axes.set_title(plain(course.name) + (", percent" if course.share else ""))
   axes.grid(axis="y")
   axes.spines["left"].set_visible(False)

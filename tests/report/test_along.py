@@ -36,6 +36,14 @@ def test_a_step_measured_again_counts_once_and_what_is_not_finite_not_at_all(tmp
   assert read_courses(tmp_path / "none.jsonl") == ()
 
 
+def test_of_a_number_that_may_be_better_either_way_none_is_called_best(tmp_path):
+  figures = {"task f1": {"value": 0.3, "error": None, "unit": "number", "protocol": "lm-eval", "main": True}}
+  (course,) = read_courses(journal(tmp_path, line("measured", 5, figures=figures)))
+  assert course.best is None
+  with style():
+    assert not courses_figure((course,), 7.4).axes[0].texts
+
+
 def test_a_line_of_something_else_is_named(tmp_path):
   path = journal(tmp_path, line("held_out", 10, loss="low"))
   with pytest.raises(JaxchopError, match=r"journal\.jsonl.*loss"):
