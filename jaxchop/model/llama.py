@@ -17,7 +17,9 @@ from jax.ad_checkpoint import checkpoint_name
 
 from jaxchop.model import attention
 from jaxchop.model.attention import PRODUCT
+from jaxchop.model.computing import cast, settled
 from jaxchop.model.config import LlamaConfig
+from jaxchop.model.heads import join_heads, split_heads
 from jaxchop.model.placement import lookup, merged, parted, parts_of, product, product_with_rows, spec_of, striped
 from jaxchop.model.rope import rotate, rotation
 
@@ -81,12 +83,9 @@ class Attention(nnx.Module):
   def __call__(
     self, x_BTD: jax.Array, turn: tuple[jax.Array, jax.Array], attend: Callable[..., jax.Array]
   ) -> jax.Array:
-    heads = (*x_BTD.shape[:2], -1, self.head_dim)
-    q_BTNH = rotate(self.q(x_BTD).reshape(heads), *turn)
-    k_BTKH = rotate(self.k(x_BTD).reshape(heads), *turn)
-    v_BTKH = self.v(x_BTD).reshape(heads)
-    y_BTNH = attend(q_BTNH, k_BTKH, v_BTKH)
-    return self.o(y_BTNH.reshape(*x_BTD.shape[:2], -1))
+    q_BTNH, k_BTKH, v_BTKH = (split_heads(part(x_BTD), self.head_dim) for part in (self.q, self.k, self.v))
+    y_BTNH = attend(rotate(q_BTNH, *turn), rotate(k_BTKH, *turn), v_BTKH)
+    return self.o(join_heads(y_BTNH))
 
 
 class Mlp(nnx.Module):
@@ -226,7 +225,8 @@ def hidden_and(
   attend = functools.partial(attention.causal_attention, segments_BT=segments_BT)
 
   def run(block: Block, x_BTD: jax.Array) -> jax.Array:
-    return block(x_BTD, turn, attend)
+    block = cast(block, x_BTD.dtype)
+    return (block if layout == "scan" else jax.tree.map(settled, block))(x_BTD, turn, attend)
 
   if remat != "none":
     # A scan keeps forward and backward apart by itself; unrolled, the compiler would undo the recomputation.

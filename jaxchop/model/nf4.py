@@ -17,12 +17,10 @@ from flax import nnx
 from jaxchop.model.placement import placed, spec_of
 
 BLOCK, _SCALES = 64, 256
-# What else than codes is in a quantised kernel; it stays in float32 whatever the model computes in.
-EXACT = ("absmax", "offset")
 
 
 class Nf4(nnx.Module):
-  """A kernel in four bits: `kernel[...]` is its value in float32."""
+  """A kernel in four bits: `kernel[...]` is its value in float32, whatever the model computes in."""
 
   def __init__(self, kernel_IO: jax.Array):
     """Raises ValueError where the inputs cannot be cut into blocks."""

@@ -42,10 +42,12 @@ def _rotated_by_product(x_BTNH: jax.Array, cos_BTR: jax.Array, sin_BTR: jax.Arra
   while a product takes next to no time and all else goes along with it.
   """
   H, dtype = x_BTNH.shape[-1], x_BTNH.dtype
-  cos_BT1H = jnp.concatenate([cos_BTR, cos_BTR], axis=-1)[:, :, None].astype(dtype)
-  sin_BT1H = jnp.concatenate([-sin_BTR, sin_BTR], axis=-1)[:, :, None].astype(dtype)
+  cos_B1TH = jnp.concatenate([cos_BTR, cos_BTR], axis=-1)[:, None].astype(dtype)
+  sin_B1TH = jnp.concatenate([-sin_BTR, sin_BTR], axis=-1)[:, None].astype(dtype)
+  # Positions before widths: the tiles that attention takes, see heads.py.
+  x_BNTH = x_BTNH.swapaxes(1, 2)
   swap_HH = np.roll(np.eye(H, dtype=dtype), H // 2, axis=0)
-  return x_BTNH * cos_BT1H + jnp.matmul(x_BTNH, swap_HH, precision="highest") * sin_BT1H
+  return (x_BNTH * cos_B1TH + jnp.matmul(x_BNTH, swap_HH, precision="highest") * sin_B1TH).swapaxes(1, 2)
 
 
 def _frequencies(config: LlamaConfig, positions_BT: jax.Array) -> tuple[jax.Array, float]:

@@ -5,6 +5,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.experimental.layout import Layout, with_layout_constraint
 from jax.sharding import PartitionSpec
 
 from jaxchop.target import on_flat_torus
@@ -45,7 +46,11 @@ def _along_lines(gradient: jax.Array, name: str, axis: int, count: int) -> jax.A
   for groups in two_stages(count):
     last = turned.ndim - 1
     turned = jax.lax.psum_scatter(turned, name, scatter_dimension=last, tiled=True, axis_index_groups=groups)
-  return jnp.swapaxes(turned, axis, -1)
+  # Turned back in memory too, or what is updated by it would be turned instead: four times as much, before the forward
+  # pass already, to lie there twice until the end. Nor is it to be turned before it is scattered.
+  rows_first = Layout(tuple(range(turned.ndim)))
+  back = jnp.swapaxes(with_layout_constraint(turned, rows_first), axis, -1)
+  return with_layout_constraint(back, rows_first)
 
 
 def two_stages(count: int) -> tuple[list[list[int]], list[list[int]]]:

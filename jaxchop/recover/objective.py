@@ -3,18 +3,14 @@
 Shapes: B batch, T sequence, S = T + 1 tokens of a packed record.
 """
 
-from functools import partial
-from typing import Any
-
 import jax
-import jax.numpy as jnp
+from flax import nnx
 
 from jaxchop.data.batch import Batch
 from jaxchop.model.adapter import noisy
+from jaxchop.model.computing import cast
 from jaxchop.model.llama import Layout, Llama, Remat, hidden
 from jaxchop.model.loss import next_token_loss
-from jaxchop.model.nf4 import EXACT
-from jaxchop.model.tree import dotted
 from jaxchop.parallel.sharding import in_stripes
 
 
@@ -40,32 +36,18 @@ def summed_loss(
 
 
 def computing(model: Llama, batch: Batch, compute_dtype: str, layout: Layout) -> Llama:
-  """Returns the model as a step computes with it: cast, and with what this batch leaves out."""
-  model = jax.tree_util.tree_map_with_path(partial(_computing, compute_dtype), model)
-  if batch.noise is not None:
-    model = noisy(model, batch.noise)
-  return jax.tree.map(_settled, model) if layout == "unrolled" else model
+  """Returns the model as a step computes with it: cast, and with what this batch leaves out.
+
+  Layers that are not stacked are cast where they are used (model/computing.py): they follow the residual stream.
+  """
+  layers = model.layers
+  model = cast(model, compute_dtype)
+  if layout == "unrolled":
+    model.layers = nnx.List(layers)
+  return model if batch.noise is None else noisy(model, batch.noise)
 
 
 def inputs(batch: Batch) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array | None]:
   """Returns ids_BT, target_BT, weight_BT and segments_BT or None, positions spread over devices as the mesh says."""
   ids_BT, target_BT, weight_BT = map(in_stripes, (batch.ids[:, :-1], batch.ids[:, 1:], batch.weight))
   return ids_BT, target_BT, weight_BT, None if batch.segments is None else batch.segments[:, :-1]
-
-
-def _computing(dtype: str, path: tuple[Any, ...], p: jax.Array) -> jax.Array:
-  """Returns a parameter as it is computed with: codes, and what belongs to their scales, stay."""
-  exact = not jnp.issubdtype(p.dtype, jnp.floating) or dotted(path).rpartition(".")[2] in EXACT
-  return p if exact else p.astype(dtype)
-
-
-@jax.custom_vjp
-def _settled(weight: jax.Array) -> jax.Array:
-  """Returns the weight itself; its gradient is finished before anything uses it.
-
-  Without this, the compiler of a sharded program keeps every layer's unreduced gradient until the optimizer runs.
-  """
-  return weight
-
-
-_settled.defvjp(lambda weight: (weight, None), lambda _, grad: (jax.lax.optimization_barrier(grad),))
