@@ -39,5 +39,5 @@ def _against(one: Entry, first: Entry) -> str:
   mean, error = found
   scale, decimals, unit = (100, 1, "points") if one["unit"] == "share" else (1, 4, "nats")
   unit = "" if one["unit"] == "number" else f"\u00a0{unit}"
-  sure = "" if error is None else f" ± {scale * error:.{decimals}f}"
+  sure = "" if error is None else f"\u00a0±\u00a0{scale * error:.{decimals}f}"
   return f"{scale * mean:+.{decimals}f}{sure}".replace("-", "\u2212") + unit

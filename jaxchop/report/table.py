@@ -48,7 +48,11 @@ def _table(names: Sequence[str], rows: Sequence[Row], words: Sequence[str]) -> r
 
 def _cell(cell: Cell) -> rich.text.Text:
   text = rich.text.Text(cell.value or "–")
-  return text.append(f" ({cell.against})", style="dim") if cell.against else text
+  if not cell.against:
+    return text
+  # A difference with its error is as wide as a column: a line of its own, not broken anywhere.
+  lead = "\n" if "±" in cell.against else " "
+  return text.append(f"{lead}({cell.against})", style="dim")
 
 
 def _spent(summary: Mapping[str, Any]) -> list[str]:

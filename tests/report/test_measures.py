@@ -22,8 +22,8 @@ def test_rows_hold_values_errors_and_differences():
   first, second = measures(ENTRIES)
   assert (first.label, first.note) == ("perplexity", "window 8")
   assert first.cells[0].value.startswith("20.00 ± ") and not first.cells[0].against
-  assert first.cells[1].against.startswith("+0.2625 ± ") and first.cells[1].against.endswith("nats")
-  assert second.cells[1].against.startswith("\u221250.0 ± ") and second.cells[1].against.endswith("points")
+  assert first.cells[1].against.startswith("+0.2625\u00a0±\u00a0") and first.cells[1].against.endswith("nats")
+  assert second.cells[1].against.startswith("\u221250.0\u00a0±\u00a0") and second.cells[1].against.endswith("points")
 
 
 def test_a_suite_that_a_model_lacks_is_an_empty_cell_and_other_samples_are_not_compared():
@@ -36,6 +36,9 @@ def test_the_table_says_what_brackets_and_signs_mean():
   table, words = measures_table(ENTRIES).renderables
   assert [column.header.plain for column in table.columns[1:]] == ["whole", "small"]
   assert "one standard error" in words.plain and "nats" in words.plain
+  # A difference has a line of its own, in one piece however narrow the column.
+  first, difference = next(iter(table.columns[2].cells)).plain.split("\n")
+  assert "±" in first and difference.startswith("(+0.2625") and " " not in difference
   assert "nats" not in measures_table(ENTRIES[:1]).renderables[1].plain
 
 
