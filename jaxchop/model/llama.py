@@ -19,7 +19,7 @@ from jaxchop.model import attention
 from jaxchop.model.attention import PRODUCT
 from jaxchop.model.computing import cast, settled
 from jaxchop.model.config import LlamaConfig
-from jaxchop.model.heads import join_heads, split_heads
+from jaxchop.model.heads import in_tiles, join_heads, product_of_heads, product_to_heads, split_heads
 from jaxchop.model.placement import lookup, merged, parted, parts_of, product, product_with_rows, spec_of, striped
 from jaxchop.model.rope import rotate, rotation
 
@@ -66,6 +66,18 @@ class Linear(nnx.Module):
   def __call__(self, x_BTI: jax.Array) -> jax.Array:
     # Two axes, not three: the kernel's gradient is then one matrix product, where XLA on a CPU would first transpose.
     y_BTO = parted(product(merged(x_BTI, 1), self.kernel[...]), x_BTI, 1)
+    return self._done(y_BTO)
+
+  def to_heads(self, x_BTI: jax.Array, head_dim: int) -> jax.Array:
+    """Returns the result y_BTNH as heads, see heads.py."""
+    y_BTNH = product_to_heads(x_BTI, self.kernel[...], head_dim)
+    return checkpoint_name(y_BTNH if self.bias is None else y_BTNH + self.bias[...].reshape(-1, head_dim), PRODUCT)
+
+  def of_heads(self, y_BTNH: jax.Array) -> jax.Array:
+    """Returns the result y_BTO for heads."""
+    return self._done(product_of_heads(y_BTNH, self.kernel[...]))
+
+  def _done(self, y_BTO: jax.Array) -> jax.Array:
     return checkpoint_name(y_BTO if self.bias is None else y_BTO + self.bias[...], PRODUCT)
 
 
@@ -83,9 +95,17 @@ class Attention(nnx.Module):
   def __call__(
     self, x_BTD: jax.Array, turn: tuple[jax.Array, jax.Array], attend: Callable[..., jax.Array]
   ) -> jax.Array:
-    q_BTNH, k_BTKH, v_BTKH = (split_heads(part(x_BTD), self.head_dim) for part in (self.q, self.k, self.v))
+    q_BTNH, k_BTKH, v_BTKH = (self._to_heads(part, x_BTD) for part in (self.q, self.k, self.v))
     y_BTNH = attend(rotate(q_BTNH, *turn), rotate(k_BTKH, *turn), v_BTKH)
-    return self.o(join_heads(y_BTNH))
+    return self.o.of_heads(y_BTNH) if self._direct(self.o, x_BTD) else self.o(join_heads(y_BTNH))
+
+  def _to_heads(self, part: Any, x_BTD: jax.Array) -> jax.Array:
+    direct = self._direct(part, x_BTD)
+    return part.to_heads(x_BTD, self.head_dim) if direct else split_heads(part(x_BTD), self.head_dim)
+
+  def _direct(self, part: Any, x_BTD: jax.Array) -> bool:
+    # An adapted layer knows rows alone.
+    return in_tiles(x_BTD) and isinstance(part, Linear)
 
 
 class Mlp(nnx.Module):

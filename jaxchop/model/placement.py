@@ -37,8 +37,13 @@ def parts_of(x: jax.Array, axis: int) -> int:
 
 def gathered(w: jax.Array, x: jax.Array) -> jax.Array:
   """Returns `w`, whole over the mesh axes that the leading axes of `x` (all but the last) are spread over."""
-  spec, rows = spec_of(w), spec_of(x)
-  if spec is None or rows is None:
+  rows = spec_of(x)
+  return w if rows is None else whole(w, rows)
+
+
+def whole(w: jax.Array, rows: PartitionSpec) -> jax.Array:
+  """Returns what `gathered` does, given along which mesh axes those axes are spread."""
+  if (spec := spec_of(w)) is None:
     return w
   taken = {name for part in rows[:-1] for name in names_of(part)}
   left = PartitionSpec(*(tuple(name for name in names_of(part) if name not in taken) or None for part in spec))

@@ -6,8 +6,6 @@ from typing import Any
 from jaxchop.config import EvaluateConfig
 from jaxchop.preflight.question import Question
 
-_RESERVED = ("arguments", "temporaries", "results", "code")
-
 
 def report(question: Question, found: Mapping[str, Any], price: float | None = None) -> dict[str, Any]:
   """Returns the figures of one setting as plain JSON; bytes are those of one device, `price` is of a chip's hour."""
@@ -53,8 +51,8 @@ def program(found: Mapping[str, Any], evaluate: EvaluateConfig, name: str) -> di
 def hbm(found: Mapping[str, Any]) -> dict[str, int]:
   """Returns the memory of a device by part; the parts make up `peak_bytes`, the compiler's figure of what is alive.
 
-  `reserved_bytes` is what the program takes with its code and with gaps between what is alive, and what is held against
-  the limit. Of a program that does not fit the compiler tells that alone.
+  Whether a program fits is the compiler's word: its plan has gaps too. Of one that does not fit it tells what is needed
+  alone.
   """
   memory, parts = found["memory"], found["parts"]
   peak = memory["peak"] if found["fits"] else memory["needed"]
@@ -65,7 +63,6 @@ def hbm(found: Mapping[str, Any]) -> dict[str, int]:
   activations = max(min(parts["activations"], left), 0)
   return {
     "peak_bytes": peak,
-    "reserved_bytes": sum(memory[name] for name in _RESERVED) if found["fits"] else peak,
     "limit_bytes": limit,
     **held,
     "activations": activations,

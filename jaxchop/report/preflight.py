@@ -30,8 +30,8 @@ def rows(result: Result) -> Iterator[tuple[str, str]]:
   yield "slice", f"{slices}{result['topology']}: {result['chips']} chips of {result['device_kind']}; {mesh}"
   yield "step", _step(result["settings"])
   hbm = result["hbm"]
-  takes = f"{_gib(hbm['reserved_bytes'])} of {_gib(hbm['limit_bytes'])} a device"
-  yield "fits", f"{'yes' if result['fits'] else 'NO'}: {takes}" + (", gaps and code included" if result["fits"] else "")
+  takes = f"{_gib(hbm['peak_bytes'])} of {_gib(hbm['limit_bytes'])} a device"
+  yield "fits", f"yes, its compiler placed all of it: {takes} at the peak" if result["fits"] else f"NO: {takes}"
   yield "HBM at the peak", _gib(hbm["peak_bytes"])
   for part, words in _PARTS.items():
     if hbm[part]:
@@ -81,7 +81,7 @@ def tables(result: Result) -> Iterator[list[tuple[str, ...]]]:
 
 def _cells(result: Result, name: str) -> tuple[str, ...]:
   hbm = result["hbm"]
-  own = name, "yes" if result["fits"] else "NO", f"{hbm['reserved_bytes'] / 2**30:.1f}"
+  own = name, "yes" if result["fits"] else "NO", f"{hbm['peak_bytes'] / 2**30:.1f}"
   if "step_seconds_estimate" not in result:
     return *own, "", "", ""
   rate = count(result["tokens_per_second"])
