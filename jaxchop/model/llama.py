@@ -2,7 +2,7 @@
 
 A module is a pytree: `jax.jit`, `jax.grad` and optax act on it directly, and dropping layers is a slice of the list.
 Shapes: B batch, T sequence, S cache slots, D width, F MLP width, N query heads, K key/value heads, H head width,
-V vocabulary, L layers. Kernels are [in, out]. Everything runs in the dtype of the parameters; norms in float32.
+V vocabulary, L layers. Kernels are [in, out]. Blocks run in the dtype of what is embedded; norms in float32.
 """
 
 import functools
