@@ -51,6 +51,19 @@ def test_each_device_has_its_part_of_the_sum(shape, flat, monkeypatch):
     assert text.count(" reduce-scatter(") == 3 * (1 + flat) and " all-reduce(" not in text
 
 
+@pytest.mark.parametrize("count", [1, 2, 8, 16, 24, 64])
+def test_stage_by_stage_each_device_comes_to_its_own_part_summed_over_all(count):
+  part, summed = {n: range(count) for n in range(count)}, {n: {n} for n in range(count)}
+  for groups in scatter.two_stages(count):
+    for group in groups:
+      assert len({part[n] for n in group}) == 1
+      together = set().union(*(summed[n] for n in group))
+      for place, n in enumerate(group):
+        size = len(part[n]) // len(group)
+        part[n], summed[n] = part[n][place * size : (place + 1) * size], together
+  assert all(list(part[n]) == [n] and summed[n] == set(range(count)) for n in range(count))
+
+
 def test_the_shorter_axis_of_a_torus_comes_first():
   assert scatter.two_stages(8) == ([[0, 4], [1, 5], [2, 6], [3, 7]], [[0, 1, 2, 3], [4, 5, 6, 7]])
 
