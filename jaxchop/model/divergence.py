@@ -12,7 +12,17 @@ from typing import Any, Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxchop.model.chunks import CHUNK, gradients, is_target, joined, logits, split, target_logit
+from jaxchop.model.chunks import (
+  CHUNK,
+  gradients,
+  is_target,
+  joined,
+  logits,
+  no_gradient,
+  split,
+  target_logit,
+  whole_gradient,
+)
 from jaxchop.model.placement import gathered, merged, parted, placed, spec_of
 
 Divergence = Literal["forward", "reverse", "jensen_shannon"]
@@ -97,7 +107,7 @@ def _computed(given: tuple[Any, ...], teaching: Teaching, chunk: int, trained: b
   said = (merged(teacher.x, 1),) if isinstance(teacher, States) else tuple(merged(a, 1) for a in teacher)
 
   def body(carry, part):
-    (loss, divergence), grad_VD = carry
+    (loss, divergence), head_grad = carry
     x_CD, said, target_C, weight_C = part
     own_VC, log_z_C = _log_shares(logits(head_VD, x_CD))
     nll_C = log_z_C - target_logit(head_VD, x_CD, target_C)
@@ -108,15 +118,15 @@ def _computed(given: tuple[Any, ...], teaching: Teaching, chunk: int, trained: b
     apart_C, pull_VC = _divergence(p_VC, q_VC, teaching.kind)
     # The slope is once divided by the temperature; the loss is multiplied by its square.
     slope_VC = weight_C * ((1 - teaching.share) * slope_VC + teaching.share * teaching.temperature * pull_VC)
-    grad_VD, grad_CD = gradients(slope_VC.astype(x_CD.dtype), head_VD, x_CD, grad_VD)
+    head_grad, grad_CD = gradients(slope_VC.astype(x_CD.dtype), head_VD, x_CD, head_grad)
     sums = loss + jnp.sum(nll_C * weight_C), divergence + teaching.temperature**2 * jnp.sum(apart_C * weight_C)
-    return (sums, grad_VD), grad_CD
+    return (sums, head_grad), grad_CD
 
-  start = (jnp.zeros(()), jnp.zeros(())), jnp.zeros_like(head_DV.T, jnp.float32) if trained else None
+  start = (jnp.zeros(()), jnp.zeros(())), no_gradient(head_DV, rows_MD) if trained else None
   tokens = rows_MD, said, merged(target_BT, 0), merged(weight_BT, 0)
-  (sums, grad_VD), grad = jax.lax.scan(body, start, jax.tree.map(lambda a_M: split(a_M, chunk), tokens))
+  (sums, head_grad), grad = jax.lax.scan(body, start, jax.tree.map(lambda a_M: split(a_M, chunk), tokens))
   grad_BTD = parted(joined(grad, rows_MD), x_BTD, 1)
-  return sums, (grad_BTD.astype(x_BTD.dtype), None if grad_VD is None else grad_VD.T.astype(head_DV.dtype))
+  return sums, (grad_BTD.astype(x_BTD.dtype), None if head_grad is None else whole_gradient(head_grad, head_DV))
 
 
 def _log_shares(logits_VC: jax.Array) -> tuple[jax.Array, jax.Array]:

@@ -12,7 +12,17 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxchop.model.chunks import CHUNK, gradients, is_target, joined, logits, split, target_logit
+from jaxchop.model.chunks import (
+  CHUNK,
+  gradients,
+  is_target,
+  joined,
+  logits,
+  no_gradient,
+  split,
+  target_logit,
+  whole_gradient,
+)
 from jaxchop.model.placement import gathered, merged, parted, parts_of
 
 # Tokens and columns whose logits a device holds at once where no gradient is asked for: their product takes the time of
@@ -100,7 +110,7 @@ def _summed_forward(x_BTD, head_DV, target_BT, weight_BT, chunk, z_loss):
   whole_VD, rows_MD = gathered(head_DV, x_BTD).T, merged(x_BTD, 1)
 
   def body(carry, part):
-    loss, grad_VD = carry
+    loss, head_grad = carry
     x_CD, target_C, weight_C = part
     logits_VC = logits(whole_VD, x_CD)
     # One exponential serves the loss and the softmax: this pass over the vocabulary is bound by memory.
@@ -111,14 +121,14 @@ def _summed_forward(x_BTD, head_DV, target_BT, weight_BT, chunk, z_loss):
     nll_C = log_z_C - target_logit(whole_VD, x_CD, target_C)
     pull_C = weight_C * (1 + 2 * z_loss * log_z_C) if z_loss else weight_C
     slope_VC = share_VC * (pull_C / total_C) - jnp.where(is_target(logits_VC, target_C), weight_C, 0.0)
-    grad_VD, grad_CD = gradients(slope_VC.astype(x_CD.dtype), whole_VD, x_CD, grad_VD)
-    return (loss + jnp.sum(nll_C * weight_C), grad_VD), grad_CD
+    head_grad, grad_CD = gradients(slope_VC.astype(x_CD.dtype), whole_VD, x_CD, head_grad)
+    return (loss + jnp.sum(nll_C * weight_C), head_grad), grad_CD
 
-  start = jnp.zeros(()), jnp.zeros_like(head_DV.T, jnp.float32) if trained else None
+  start = jnp.zeros(()), no_gradient(head_DV, rows_MD) if trained else None
   tokens = rows_MD, merged(target_BT, 0), merged(weight_BT, 0)
-  (loss, grad_VD), grad = jax.lax.scan(body, start, tuple(split(a_M, chunk) for a_M in tokens))
+  (loss, head_grad), grad = jax.lax.scan(body, start, tuple(split(a_M, chunk) for a_M in tokens))
   grad_BTD = parted(joined(grad, rows_MD), x_BTD, 1)
-  return loss, (grad_BTD.astype(x_BTD.dtype), None if grad_VD is None else grad_VD.T.astype(head_DV.dtype))
+  return loss, (grad_BTD.astype(x_BTD.dtype), None if head_grad is None else whole_gradient(head_grad, head_DV))
 
 
 def _summed_backward(chunk, z_loss, grads, slope):
