@@ -20,7 +20,7 @@ from jaxchop.data.texts import Several, is_cache, local_cache, read_splits
 from jaxchop.data.written import Written, is_written
 from jaxchop.describe import describe
 from jaxchop.errors import UsageError
-from jaxchop.files import write_json
+from jaxchop.files import local_path, write_json
 from jaxchop.forecast import forecast as foretold
 from jaxchop.hub.export import export_model
 from jaxchop.hub.rewrite import prune_checkpoint
@@ -60,7 +60,8 @@ def inspect(options: Any) -> dict[str, Any]:
 
 
 def score(options: Any) -> dict[str, Any]:
-  subject, texts, out = Subject(options.model), read_splits(options.data), Path(options.out)
+  out = local_path(options.out)
+  subject, texts = Subject(options.model), read_splits(options.data)
   settings = _settings(ScoreConfig, options)
   found = stages.scores(subject, subject.load(), texts, settings, named(settings.criteria), options.data, out)
   write_json(out, found)
@@ -76,14 +77,15 @@ def score(options: Any) -> dict[str, Any]:
 
 
 def prune(options: Any) -> dict[str, Any]:
+  out = local_path(options.out) if options.out else None
   subject = Subject(options.model)
   plan = read_or_make_plan(subject, options)
   content = plans.to_json(plan)
   if options.plan_only:
-    if options.out:
-      write_json(Path(options.out), content)
+    if out:
+      write_json(out, content)
     return content
-  if not options.out:
+  if not out:
     raise UsageError("prune: name the folder to write with -o, or ask for --plan-only")
   common = {
     "dtype": options.export.dtype,
@@ -92,7 +94,6 @@ def prune(options: Any) -> dict[str, Any]:
     "readme": stages.card(subject, plan),
     "provenance": {"plan": content},
   }
-  out = Path(options.out)
   if plan.merges or plan.repair:
     model = stages.cut(subject, subject.load(), plan, options.merging, lambda: read_splits(options.data))
     exported = export_model(model, subject.checkpoint, out, keep=plan.keep, **common)
@@ -170,7 +171,7 @@ def compare(options: Any) -> dict[str, Any]:
   require_one("compare", max(recipe.recover.mesh.wait for recipe in ways.values()))
   return compare_ways(
     ways,
-    Path(options.out),
+    local_path(options.out),
     tokens=options.tokens,
     budgets=("tokens", "flops") if options.equal == "both" else (options.equal,),
     seeds=range(options.seeds),
@@ -184,7 +185,7 @@ def forecast(options: Any) -> dict[str, Any]:
   require_one("forecast", recipe.recover.mesh.wait)
   return foretold(
     recipe,
-    Path(options.out or Path(recipe.out) / "forecast"),
+    local_path(options.out or f"{recipe.out}/forecast"),
     plan=read_plan(run.plan) if run else None,
     tokens=options.tokens,
     target=options.target,
@@ -206,20 +207,18 @@ def preflight(options: Any) -> dict[str, Any]:
       search=options.search,
       sweep=options.sweep_layers,
       programs=tuple(options.programs),
-      save=Path(options.save).absolute() if options.save else None,
+      save=local_path(options.save).absolute() if options.save else None,
     ),
   )
 
 
 def export(options: Any) -> dict[str, Any]:
-  subject = Subject(options.run)
+  subject, out = Subject(options.run), local_path(options.out)
   if subject.plan is None:
     raise UsageError(f"{options.run} is no run folder with a plan.json; `jaxchop prune` writes folders from models")
   if options.adapter:
-    return stages.write_adapters(subject, options.adapter, Path(options.out), overwrite=options.overwrite)
-  exported = stages.write(
-    subject, subject.load(), subject.plan, Path(options.out), options, overwrite=options.overwrite
-  )
+    return stages.write_adapters(subject, options.adapter, out, overwrite=options.overwrite)
+  exported = stages.write(subject, subject.load(), subject.plan, out, options, overwrite=options.overwrite)
   return {"folder": str(exported.folder), "check": stages.check(exported.folder).to_dict()}
 
 
@@ -245,7 +244,7 @@ def data_build(options: Any) -> dict[str, Any]:
     Several(written) if written else Corpus(options.sources, text_field=settings.text_field),
     subject.tokenizer,
     seq_len=settings.seq_len,
-    out=staging(options.out) if bucket else Path(options.out),
+    out=staging(options.out) if bucket else local_path(options.out),
     eos=subject.eos[0],
     segments=settings.segments,
     whole=bool(written),

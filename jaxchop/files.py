@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from jaxchop.errors import JaxchopError
+from jaxchop.errors import JaxchopError, UsageError
 
 # Stands in a folder that one process at a time may write to.
 LOCK = ".lock"
@@ -18,6 +18,19 @@ LOCK = ".lock"
 def cache_folder() -> Path:
   """Returns where what can be had again is kept: $JAXCHOP_CACHE or ~/.cache/jaxchop."""
   return Path(os.environ.get("JAXCHOP_CACHE") or Path.home() / ".cache" / "jaxchop")
+
+
+def local_path(name: str) -> Path:
+  """Returns what is to be written as a path of this machine; raises UsageError for a place in a bucket.
+
+  As a path, gs://bucket/run would be a folder called gs: in the working folder, lost with the machine.
+  """
+  if "://" in name:
+    raise UsageError(
+      f"{name}: models and runs are written to folders; mount the bucket with gcsfuse and name the folder there "
+      "(docs/tpu.md), or write to a local one and copy it with `gcloud storage rsync`"
+    )
+  return Path(name)
 
 
 def write_text(path: Path, text: str) -> None:

@@ -13,7 +13,7 @@ from jaxchop.data.packed import Packed, open_packed, read_manifest
 from jaxchop.data.sources import digest
 from jaxchop.data.texts import Texts, is_cache, local_cache, read_splits
 from jaxchop.errors import UsageError
-from jaxchop.files import write_json
+from jaxchop.files import local_path, write_json
 from jaxchop.hub.export import export_model
 from jaxchop.hub.load import open_checkpoint
 from jaxchop.model.llama import Llama
@@ -59,7 +59,7 @@ class Job:
     if recipe.prune.recover_between and recipe.recover.fork:
       raise UsageError("recover.fork: a recovery between rounds has no run to fork from; leave one of the two out")
     self.recipe, self.hosts, self._given = recipe, hosts, plan
-    self.folder = RunFolder(Path(recipe.out))
+    self.folder = RunFolder(local_path(recipe.out))
     # Where what a teacher expects is kept.
     self.taught_at = self.folder.path / "taught"
     self.subject = Subject(recipe.model)

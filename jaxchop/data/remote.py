@@ -13,7 +13,7 @@ import fsspec
 
 from jaxchop.data.packed import MANIFEST, read_manifest
 from jaxchop.errors import JaxchopError, UsageError
-from jaxchop.files import write_bytes
+from jaxchop.files import cache_folder, write_bytes
 from jaxchop.progress import stage
 
 log = logging.getLogger("jaxchop")
@@ -138,7 +138,7 @@ def _read(remote: IO[bytes], url: str) -> bytes:
 
 
 def _copies() -> Path:
-  return Path(os.environ.get("JAXCHOP_CACHE") or Path.home() / ".cache" / "jaxchop") / "data"
+  return cache_folder() / "data"
 
 
 def _files(url: str) -> Any:

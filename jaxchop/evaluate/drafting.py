@@ -127,8 +127,9 @@ def _timed(run: Callable[[], Any]) -> tuple[Any, float]:
 
 
 def _protocol(target: Llama, ids_NT: np.ndarray, new_tokens: int, repeats: int) -> str:
+  times = "once" if repeats == 1 else f"{repeats} times"
   return (
     f"{len(ids_NT)} held-out prompts of {ids_NT.shape[1]} tokens, one at a time, {new_tokens} greedy tokens each, EOS "
-    f"or not; prompt included; {target.embedding.dtype} on {jax.devices()[0].device_kind}; {repeats} times each after "
+    f"or not; prompt included; {target.embedding.dtype} on {jax.devices()[0].device_kind}; {times} each after "
     "a warm-up, target and draft lengths in turn"
   )

@@ -186,7 +186,8 @@ def measured(
   shots = sorted({one["num_fewshot"] for one in found["tasks"].values()})
   asked = sum(one["n"] for one in found["tasks"].values())
   versions = ", ".join(f"{name} {one['version']}" for name, one in found["tasks"].items())
-  words = f"lm-eval {found['lm_eval']}, {asked:,} documents, {' or '.join(map(str, shots))} examples before each"
+  examples = " or ".join(map(str, shots)) + (" example" if shots == [1] else " examples")
+  words = f"lm-eval {found['lm_eval']}, {asked:,} documents, {examples} before each"
   return {
     "protocol": f"{words}; versions: {versions}" if len(found["tasks"]) <= _FEW else words,
     "figures": figures,

