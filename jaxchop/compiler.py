@@ -24,6 +24,9 @@ from jaxchop.target import made_for
 R = TypeVar("R")
 
 _EXACT = {"xla_cpu_experimental_ynn_fusion_type": ""}
+# A donated array is written where it lies, after all that reads it. Without this the compiler does not see the order of
+# an update's parts, and copies both moments of every weight first.
+_IN_PLACE = {"xla_cpu_copy_insertion_use_region_analysis": True}
 # The default schedule may start a collective while a loop that holds another one is still running, in an order that
 # differs from device to device; in one of some thousand steps all of them then wait, and XLA aborts the process.
 _ORDERED = {"xla_cpu_scheduler_type": "CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED"}
@@ -38,15 +41,15 @@ _SMALLER: dict[str, str | bool] = {"xla_tpu_enable_deduplicated_calls": True}
 def compiler_options(*, deterministic: bool = False, device: jax.Device | None = None) -> dict[str, str | bool]:
   """Returns what `jax.jit(function, compiler_options=…)` takes on this process's devices, under the mesh that is set.
 
-  That is, on a CPU exact float32 products without a mesh, and under one collectives in one order where it has several
-  devices of this process; on a GPU, if asked for, results that are the same each time; on a TPU smaller code. Empty
+  That is, on a CPU exact float32 products and updates in place without a mesh, and under one collectives in one order
+  where it has several devices of this process; on a GPU, if asked for, results that are the same each time; on a TPU smaller code. Empty
   where there is nothing to say, or to a compiler that has no such choice. `device` is one of those that the program is
   for, where it is not for this process's own.
   """
   wanted: dict[str, str | bool] = {}
   platform = jax.default_backend() if device is None else device.platform
   if platform == "cpu" and jax.sharding.get_abstract_mesh().empty:
-    wanted = {**_EXACT}
+    wanted = {**_EXACT, **_IN_PLACE}
   elif platform == "cpu" and jax.local_device_count() > 1:
     wanted = {**_ORDERED}
   elif platform == "gpu" and deterministic:

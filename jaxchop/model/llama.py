@@ -117,7 +117,12 @@ class Mlp(nnx.Module):
     self.down = Linear(config.mlp_width, config.width, bias=config.mlp_bias, rngs=rngs)
 
   def __call__(self, x_BTD: jax.Array) -> jax.Array:
-    return self.down(jax.nn.silu(self.gate(x_BTD)) * self.up(x_BTD))
+    return self.down(_gated(self.gate(x_BTD), self.up(x_BTD)))
+
+
+@jax.checkpoint
+def _gated(gate_BTF: jax.Array, up_BTF: jax.Array) -> jax.Array:
+  return jax.nn.silu(gate_BTF) * up_BTF
 
 
 class Block(nnx.Module):

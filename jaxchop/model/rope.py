@@ -20,8 +20,10 @@ def rotation(config: LlamaConfig, positions_BT: jax.Array) -> tuple[jax.Array, j
   """
   frequency_R, scale = _frequencies(config, positions_BT)
   angle_BTR = positions_BT[..., None].astype(jnp.float32) * frequency_R
-  # Behind the barrier they are computed once: XLA would do it again in every fusion that reads them.
-  return jax.lax.optimization_barrier((jnp.cos(angle_BTR) * scale, jnp.sin(angle_BTR) * scale))
+  # Joined behind a barrier they are computed once: XLA would do it again in every fusion that reads them.
+  cos_and_sin = jnp.stack([jnp.cos(angle_BTR) * scale, jnp.sin(angle_BTR) * scale])
+  cos_BTR, sin_BTR = jax.lax.optimization_barrier(cos_and_sin)
+  return cos_BTR, sin_BTR
 
 
 def rotate(x_BTNH: jax.Array, cos_BTR: jax.Array, sin_BTR: jax.Array) -> jax.Array:

@@ -68,7 +68,7 @@ def make_optimizer(config: OptimizerConfig, steps: int) -> optax.GradientTransfo
       f"recover.optimizer.learning_rate is {config.learning_rate}; with groups it is above 0: theirs follow its course"
     )
   return optax.chain(
-    optax.clip_by_global_norm(config.clip_norm),
+    optax.stateless(partial(_clipped, config.clip_norm)),
     _directions(config),
     optax.stateless(partial(_decayed_and_scaled, config)),
     optax.scale_by_learning_rate(learning_rate(config, steps)),
@@ -78,6 +78,17 @@ def make_optimizer(config: OptimizerConfig, steps: int) -> optax.GradientTransfo
 def group_of(config: OptimizerConfig, name: str) -> GroupConfig | None:
   """Returns the first group that a parameter fits."""
   return next((group for group in config.groups if re.fullmatch(group.match, name)), None)
+
+
+def _clipped(limit: float, updates: Any, params: Any = None) -> Any:
+  """Returns gradients whose global norm is at most `limit`.
+
+  As one factor, where optax.clip_by_global_norm divides each gradient: XLA fuses no division into what reads it, so
+  clipped gradients would be written to memory and read again.
+  """
+  del params
+  share = limit / jnp.maximum(optax.tree.norm(updates), limit)
+  return jax.tree.map(lambda update: update * share, updates)
 
 
 def _decayed_and_scaled(config: OptimizerConfig, updates: Any, params: Any) -> Any:
