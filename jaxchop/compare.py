@@ -40,6 +40,7 @@ def compare(
   with locked(out):
     trials = Trials(ways, out)
     before, done = trials.before(), []
+    found: dict[str, Any] = {}
     runs = [(seed, budget, way) for seed in seeds for budget in budgets for way in ways]
     for number, (seed, budget, way) in enumerate(runs, start=1):
       steps = _steps(trials, way, budget, tokens)

@@ -42,9 +42,9 @@ def compiler_options(*, deterministic: bool = False, device: jax.Device | None =
   """Returns what `jax.jit(function, compiler_options=…)` takes on this process's devices, under the mesh that is set.
 
   That is, on a CPU exact float32 products and updates in place without a mesh, and under one collectives in one order
-  where it has several devices of this process; on a GPU, if asked for, results that are the same each time; on a TPU smaller code. Empty
-  where there is nothing to say, or to a compiler that has no such choice. `device` is one of those that the program is
-  for, where it is not for this process's own.
+  where it has several devices of this process; on a GPU, if asked for, results that are the same each time; on a TPU
+  smaller code. Empty where there is nothing to say, or to a compiler that has no such choice. `device` is one of those
+  that the program is for, where it is not for this process's own.
   """
   wanted: dict[str, str | bool] = {}
   platform = jax.default_backend() if device is None else device.platform

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -34,7 +35,15 @@ def test_memory_that_was_freed_is_used_again(monkeypatch):
   assert faults(keep=True) < faults(keep=False) / 4
 
 
-def test_where_an_accelerator_may_be_found_nothing_changes(monkeypatch):
+@pytest.mark.parametrize(
+  ("package", "device", "found"),
+  [("libtpu", "accel0", True), ("libtpu", "vfio/0", True), ("libtpu", "null", False), ("jax_plugins", "null", True)],
+)
+def test_where_an_accelerator_may_be_found_nothing_changes(monkeypatch, tmp_path, package, device, found):
+  (tmp_path / device).parent.mkdir(exist_ok=True)
+  (tmp_path / device).touch()
   monkeypatch.delenv("JAX_PLATFORMS", raising=False)
-  monkeypatch.setattr(heap.importlib.util, "find_spec", lambda name: name == "libtpu")
-  assert not heap.keep_freed_memory()
+  monkeypatch.setattr(heap.importlib.util, "find_spec", lambda name: name if name == package else None)
+  monkeypatch.setattr(heap, "Path", lambda path: tmp_path if path == "/dev" else Path(path))
+  assert heap._accelerator() == found
+  assert not (found and heap.keep_freed_memory())

@@ -9,8 +9,10 @@ import numpy as np
 import pytest
 from tiny import tiny_llama
 
+from jaxchop.compiler import compiler_options
 from jaxchop.model import rope
 from jaxchop.model.config import Rope
+from jaxchop.model.llama import hidden
 from jaxchop.model.rope import rotate, rotation
 
 CONFIG = dataclasses.replace(tiny_llama().config, head_dim=16, max_positions=32)
@@ -44,6 +46,17 @@ def test_on_a_tpu_halves_are_swapped_by_a_product_to_the_same_bits(monkeypatch, 
   assert "dot_general" in str(jax.make_jaxpr(lambda x: rotate(x, *turn))(x_BTNH))
   for a, b in zip(turned(x_BTNH), wanted, strict=True):
     np.testing.assert_array_equal(np.asarray(a, np.float32), np.asarray(b, np.float32))
+
+
+@pytest.mark.optimised
+def test_a_compiled_model_computes_its_cosines_once():
+  model, ids_BT = tiny_llama(layers=2), jnp.zeros((2, 160), jnp.int32)
+
+  def loss(model):
+    return hidden(model, ids_BT, layout="unrolled", remat="none").sum()
+
+  compiled = jax.jit(jax.grad(loss), compiler_options=compiler_options()).lower(model).compile()
+  assert compiled.as_text().count("cosine(") == 1
 
 
 def test_linear_divides_positions():

@@ -1,5 +1,6 @@
 """One step: the same however it is laid out, and nothing at all when it cannot be right."""
 
+import re
 from functools import partial
 
 import jax
@@ -9,6 +10,7 @@ import optax
 import pytest
 from tiny_run import records, settings, tiny_model
 
+from jaxchop.compiler import compiler_options
 from jaxchop.data.batch import Batch, batch_of
 from jaxchop.errors import UsageError
 from jaxchop.model.tree import flatten
@@ -63,6 +65,15 @@ def test_the_layout_and_accumulation_of_the_settings_are_those_of_the_step(refer
   _, _, metrics = stepped(uneven(), layers=2, layout="unrolled", accumulate=2)
   np.testing.assert_allclose(metrics.loss, reference[0], rtol=2e-6)
   np.testing.assert_allclose(metrics.grad_norm, optax.tree.norm(reference[1]), rtol=1e-5)
+
+
+@pytest.mark.optimised
+def test_on_a_cpu_parameters_and_moments_are_updated_where_they_lie() -> None:
+  config, model = settings(), tiny_model(2)
+  program = jax.jit(make_step(config), donate_argnums=(0, 1), compiler_options=compiler_options())
+  text = program.lower(model, init_optimizer(config, model), batch_of(records(1))).compile().as_text()
+  assert " fusion(" in text
+  assert not re.findall(r" copy\(.*kernel.*", text)
 
 
 def test_micro_batches_count_by_their_tokens() -> None:
