@@ -1,7 +1,7 @@
 """Kills a tiny recovery again and again at random moments, and says what became of it.
 
-`python storm.py FOLDER KILLS SEED` prints one JSON object. What takes seconds to import is imported once: an attempt is
-a fork that has not touched a device yet.
+`python storm.py FOLDER KILLS SEED` prints one JSON object; FOLDER/calm is the run that nobody kills. What takes seconds
+to import is imported once: an attempt is a fork that has not touched a device yet.
 """
 
 import json
@@ -19,8 +19,6 @@ from jaxchop.recover.loop import recover
 
 # A save is on its way most of the time.
 CHANGES = {"steps": 40, "checkpoint_every": 2}
-# Seconds after its start in which a process is killed: while it starts, compiles, trains, or saves.
-MOMENTS = 0.1, 6.0
 
 
 def train(folder: Path) -> None:
@@ -55,9 +53,14 @@ def attempt(folder: Path, seconds: float | None) -> int:
 def main(folder: str, kills: str, seed: str) -> None:
   draw, path = random.Random(int(seed)), Path(folder)
   found = {"kills": 0, "in_save": 0, "finished_before": 0, "failed": 0}
+  assert attempt(path / "calm", None) == 0
+  # The same again, with its programs compiled: as long as a process may live here, however busy the machine.
+  began = time.monotonic()
+  assert attempt(path / "timed", None) == 0
+  whole = time.monotonic() - began
   run = 0
   while found["kills"] < int(kills):
-    code = attempt(path / str(run), draw.uniform(*MOMENTS))
+    code = attempt(path / str(run), draw.uniform(0.1, whole))
     if code == -signal.SIGKILL:
       found["kills"] += 1
       found["in_save"] += any((path / str(run) / "checkpoints").glob("*.saving"))

@@ -33,8 +33,9 @@ def test_a_run_that_is_killed_again_and_again_is_the_run_without_a_kill(tmp_path
   found = json.loads(told.stdout.splitlines()[-1])
   print(found)
   assert (found["kills"], found["failed"], found["last"]) == (kills, 0, 0), told.stderr[-2000:]
-  subprocess.run([*command[:2], str(tmp_path / "calm"), "0", "0"], env=environment, capture_output=True, check=True)
-  wanted, weights = curve(tmp_path / "calm" / "0"), load_weights(tmp_path / "calm" / "0" / "checkpoints")[0]
+  assert kills < 60 or found["in_save"] >= 10, "too few kills fell into a save to say anything of it"
+  calm = tmp_path / "runs" / "calm"
+  wanted, weights = curve(calm), load_weights(calm / "checkpoints")[0]
   assert len(wanted) == storm.CHANGES["steps"]
   for run in range(found["runs"]):
     folder = tmp_path / "runs" / str(run)
