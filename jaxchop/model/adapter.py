@@ -17,7 +17,7 @@ from jax.sharding import PartitionSpec
 
 from jaxchop.model.llama import PRODUCT, Linear, Llama
 from jaxchop.model.nf4 import Nf4
-from jaxchop.model.placement import gathered, merged, parted, product, spec_of
+from jaxchop.model.placement import exact_product, gathered, merged, parted, product, spec_of
 
 
 class Adapted(nnx.Module):
@@ -59,9 +59,9 @@ class Adapted(nnx.Module):
     spec = spec_of(w_IO)
     outputs = None if spec is None else spec[1]
     places = [None if spec is None else PartitionSpec(*axes) for axes in ((None, outputs), (None, None), (outputs,))]
-    wa_RO = _exact("IR,IO->RO", a_IR, w_IO, places[0])
-    aa_RS = _exact("IR,IS->RS", a_IR, a_IR, places[1])
-    aab_RO = _exact("RS,SO->RO", aa_RS, b_RO, places[0])
+    wa_RO = exact_product("IR,IO->RO", a_IR, w_IO, places[0])
+    aa_RS = exact_product("IR,IS->RS", a_IR, a_IR, places[1])
+    aab_RO = exact_product("RS,SO->RO", aa_RS, b_RO, places[0])
     b_RO = b_RO.astype(jnp.float32)
     square_O = jnp.sum(jnp.square(w_IO.astype(jnp.float32)), axis=0)
     square_O += jnp.sum(b_RO * (2 * self.scale * wa_RO + self.scale**2 * aab_RO), axis=0)
@@ -142,7 +142,3 @@ def _through(x_MI: jax.Array, kernel: Any) -> jax.Array:
     return product(x_MI, kernel[...])
   # Kept is the kernel in four bits, not its value.
   return jax.checkpoint(lambda x_MI, kernel: product(x_MI, kernel[...].astype(x_MI.dtype)))(x_MI, kernel)
-
-
-def _exact(letters: str, a: jax.Array, b: jax.Array, place: PartitionSpec | None) -> jax.Array:
-  return jnp.einsum(letters, a, b, preferred_element_type=jnp.float32, out_sharding=place)

@@ -15,7 +15,7 @@ from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import PartitionSpec
 
 from jaxchop.model.kernel import chosen, tell
-from jaxchop.model.placement import merged, parted, spec_of
+from jaxchop.model.placement import exact_product, merged, parted, spec_of
 from jaxchop.model.splash import splash
 from jaxchop.target import target
 
@@ -123,11 +123,11 @@ def _block(start: int, end: int, stripes: int, q_BKHGT, k_BKSH, v_BKSH, first_B,
     own_BT = segments_BS[:, start:end] if stripe is None else segments_BS[:, place_T]
     visible_BST = visible_BST & (segments_BS[:, :S, None] == own_BT[:, None])
   q_BKHM = q_BKHGT[..., start:end].reshape(B, K, H, -1)
-  score_BKSM = _product("BKSH,BKHM->BKSM", k_BKSH[:, :, :S], q_BKHM)
+  score_BKSM = exact_product("BKSH,BKHM->BKSM", k_BKSH[:, :, :S], q_BKHM)
   score_BKSGT = score_BKSM.reshape(B, K, S, -1, T)
   weight_BKSGT, total_BKGT = _softmax(score_BKSGT, visible_BST[:, None, :, None], H, axis=2)
   weight_BKSM = weight_BKSGT.reshape(B, K, S, -1).astype(v_BKSH.dtype)
-  y_BKHM = _product("BKSH,BKSM->BKHM", v_BKSH[:, :, :S], weight_BKSM)
+  y_BKHM = exact_product("BKSH,BKSM->BKHM", v_BKSH[:, :, :S], weight_BKSM)
   return (y_BKHM.reshape(B, K, H, -1, T) / total_BKGT[:, :, None]).astype(q_BKHGT.dtype)
 
 
@@ -144,17 +144,13 @@ def cached_attention(
   slot_S = jnp.arange(k_RHS.shape[-1])
   visible_BTS = (slot_S >= first_B[:, None, None]) & (slot_S <= written + jnp.arange(T)[:, None])
   q_BKMH = q_BTNH.reshape(B, T, K, -1, H).transpose(0, 2, 3, 1, 4).reshape(B, K, -1, H)
-  score_BKMS = parted(_product("RMH,RHS->RMS", merged(q_BKMH, 2), k_RHS), q_BKMH, 2)
+  score_BKMS = parted(exact_product("RMH,RHS->RMS", merged(q_BKMH, 2), k_RHS), q_BKMH, 2)
   score_BKGTS = score_BKMS.reshape(B, K, -1, T, len(slot_S))
   weight_BKGTS, total_BKGT = _softmax(score_BKGTS, visible_BTS[:, None, None], H, axis=-1)
   weight_BKMS = weight_BKGTS.reshape(score_BKMS.shape).astype(v_RSH.dtype)
-  y_BKMH = parted(_product("RMS,RSH->RMH", merged(weight_BKMS, 2), v_RSH), q_BKMH, 2)
+  y_BKMH = parted(exact_product("RMS,RSH->RMH", merged(weight_BKMS, 2), v_RSH), q_BKMH, 2)
   y_BKGTH = (y_BKMH / total_BKGT.reshape(B, K, -1, 1)).astype(q_BTNH.dtype).reshape(B, K, -1, T, H)
   return y_BKGTH.transpose(0, 3, 1, 2, 4).reshape(B, T, N, H)
-
-
-def _product(letters: str, a: jax.Array, b: jax.Array) -> jax.Array:
-  return jnp.einsum(letters, a, b, preferred_element_type=jnp.float32)
 
 
 def _softmax(score: jax.Array, visible: jax.Array, head_dim: int, axis: int) -> tuple[jax.Array, jax.Array]:

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
-from jaxchop.model.placement import lookup, parts_of, spec_of
+from jaxchop.model.placement import exact_product, lookup, parts_of, spec_of
 from jaxchop.model.scatter import scattered
 
 # Tokens whose logits a device holds at once: large enough for full matrix speed, small against the weights themselves.
@@ -20,12 +20,12 @@ def logits(w_VD: jax.Array, x_CD: jax.Array) -> jax.Array:
   """Returns logits_VC in float32: with the vocabulary first, XLA on a CPU is faster at all products with them."""
   spec, rows = spec_of(w_VD), spec_of(x_CD)
   out = None if spec is None or rows is None else PartitionSpec(spec[0], rows[0])
-  return jnp.einsum("VD,CD->VC", w_VD, x_CD, preferred_element_type=jnp.float32, out_sharding=out)
+  return exact_product("VD,CD->VC", w_VD, x_CD, out)
 
 
 def einsum(letters: str, a: jax.Array, b: jax.Array, like: jax.Array) -> jax.Array:
   """Returns the product, summed in float32 and spread over devices as `like` is."""
-  return jnp.einsum(letters, a, b, preferred_element_type=jnp.float32, out_sharding=spec_of(like))
+  return exact_product(letters, a, b, spec_of(like))
 
 
 def target_logit(head_VD: jax.Array, x_CD: jax.Array, target_C: jax.Array) -> jax.Array:

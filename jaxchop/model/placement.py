@@ -16,12 +16,22 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
 from jaxchop.model.scatter import names_of, scattered
+from jaxchop.target import target
 
 
 def spec_of(x: jax.Array) -> PartitionSpec | None:
   """Returns along which mesh axes each axis of an array is spread; None where there is no explicit mesh."""
   sharding: Any = jax.typeof(x).sharding
   return None if sharding.mesh.empty or not sharding.mesh.are_all_axes_explicit else sharding.spec
+
+
+def exact_product(letters: str, a: jax.Array, b: jax.Array, place: PartitionSpec | None = None) -> jax.Array:
+  """Returns an einsum that is summed in float32 and keeps that dtype, spread over devices as `place` says."""
+  if target().platform == "cpu" and not jax.sharding.get_abstract_mesh().empty:
+    # XLA's default library there, see compiler.py, has no product of bfloat16 with such a result for some shapes. The
+    # values are the same: a product of two numbers of bfloat16 is one of float32.
+    a, b = a.astype(jnp.float32), b.astype(jnp.float32)
+  return jnp.einsum(letters, a, b, preferred_element_type=jnp.float32, out_sharding=place)
 
 
 def parts_of(x: jax.Array, axis: int) -> int:
