@@ -87,7 +87,8 @@ def _clipped(limit: float, updates: Any, params: Any = None) -> Any:
   clipped gradients would be written to memory and read again.
   """
   del params
-  share = limit / jnp.maximum(optax.tree.norm(updates), limit)
+  # In this form an infinite limit is none.
+  share = 1 / jnp.maximum(optax.tree.norm(updates) / limit, 1)
   return jax.tree.map(lambda update: update * share, updates)
 
 
