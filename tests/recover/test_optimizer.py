@@ -5,6 +5,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -93,6 +94,16 @@ def first_update(kind: str, gradient: dict[str, jax.Array], params: dict[str, ja
 
 def matrices(*shape: int) -> jax.Array:
   return jax.random.normal(jax.random.key(0), shape)
+
+
+@pytest.mark.parametrize(("limit", "share"), [(1.0, 0.2), (5.0, 1.0), (6.0, 1.0), (float("inf"), 1.0)])
+def test_gradients_longer_than_the_limit_keep_their_direction_and_an_infinite_one_is_none(limit, share) -> None:
+  config = OptimizerConfig(clip_norm=limit)
+  optimizer, gradient = make_optimizer(config, 10), {"w": jnp.array([[3.0, 0.0]]), "scale": jnp.array([-4.0])}
+  _, state = optimizer.update(gradient, optimizer.init(gradient), gradient)
+  moment = optax.tree.get(state, "mu")
+  for name, value in gradient.items():
+    np.testing.assert_allclose(moment[name], (1 - config.beta1) * share * value, rtol=1e-6)
 
 
 @pytest.mark.parametrize("kind", ["adamw", "lion"])
