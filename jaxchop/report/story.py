@@ -7,10 +7,8 @@ from dataclasses import dataclass
 from jaxchop import wording
 from jaxchop.hub.builtin import BUILTIN, MODEL_CARD
 from jaxchop.report import limits
+from jaxchop.report.cliff import solves
 from jaxchop.report.results import Measured, Run
-
-# Below this share of the capability probe a model has little to lose; at or below this share of what it had, it fell.
-_ABLE, _FALLEN = 0.15, 0.5
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,17 +63,10 @@ def _gap(run: Run) -> str:
 
 
 def _cliff(run: Run) -> str:
-  """Whether what the model writes by itself has fallen off, which perplexity and classification hide."""
   original, small = run.model("original"), _small(run, lambda model: model.capability)
   if original is None or small is None or original.capability is None or small.capability is None:
     return ""
-  told = f"{wording.percent(small.capability)} of the small generated tasks, the original "
-  told += wording.percent(original.capability)
-  if original.capability < _ABLE:
-    return f"It solves {told}: too few to show a loss."
-  if small.capability <= _FALLEN * original.capability:
-    return f"A cliff: it solves {told}, so what it writes has lost more than its perplexity says."
-  return f"It solves {told}."
+  return solves("it", small.capability, "the original", original.capability)
 
 
 def _speed(run: Run) -> str:

@@ -8,6 +8,7 @@ import rich.table
 import rich.text
 
 from jaxchop import wording
+from jaxchop.report.cliff import is_cliff, solves
 from jaxchop.report.comparison import Cell, Row, comparison, marked, notes
 from jaxchop.report.fields import Fields
 from jaxchop.report.goodput import in_one_line, read_goodput
@@ -29,7 +30,16 @@ def measures_table(models: Sequence[Mapping[str, Any]]) -> rich.console.Group:
       "In brackets: more or less than the first model on the same text or items, sample by sample; a perplexity is "
       "e^x times as high, x the nats."
     )
-  return _table([model["path"] for model in models], measures(models), words)
+  return _table([model["path"] for model in models], measures(models), [*words, *_cliffs(models)])
+
+
+def _cliffs(models: Sequence[Mapping[str, Any]]) -> list[str]:
+  """Returns a sentence for each model whose writing has fallen off from the first one's."""
+  solved = {model["path"]: model["suites"].get("capability", {}).get("score") for model in models}
+  (original, before), *others = solved.items()
+  if before is None:
+    return []
+  return [solves(name, now, original, before) for name, now in others if now is not None and is_cliff(now, before)]
 
 
 def _table(names: Sequence[str], rows: Sequence[Row], words: Sequence[str]) -> rich.console.Group:

@@ -10,7 +10,11 @@ from jaxchop.report.table import measures_table
 def entry(path, hits, nll):
   suites = {
     "perplexity": {"protocol": "window 8", "figures": {"perplexity": figure(20.0, "perplexity", nll, [4, 4])}},
-    "capability": {"protocol": "2 items", "figures": {"small tasks solved": figure(0.5, "share", hits)}},
+    "capability": {
+      "protocol": "2 items",
+      "score": sum(hits) / len(hits),
+      "figures": {"small tasks solved": figure(sum(hits) / len(hits), "share", hits)},
+    },
   }
   return {"path": path, "suites": suites}
 
@@ -40,6 +44,16 @@ def test_the_table_says_what_brackets_and_signs_mean():
   first, difference = next(iter(table.columns[2].cells)).plain.split("\n")
   assert "±" in first and difference.startswith("(+0.2625") and " " not in difference
   assert "nats" not in measures_table(ENTRIES[:1]).renderables[1].plain
+
+
+def test_under_the_table_stands_whose_writing_has_fallen_off():
+  words = measures_table([*ENTRIES, entry("healed", [1, 0, 0, 1], [8.0, 8.5])]).renderables[1].plain
+  told = (
+    "A cliff: small solves 25\u00a0% of the small generated tasks, whole 75\u00a0%, so what it writes has lost more"
+  )
+  assert told in words and "healed solves" not in words
+  del (lacking := entry("whole", [1], [8.0]))["suites"]["capability"]
+  assert "cliff" not in measures_table([lacking, ENTRIES[1]]).renderables[1].plain
 
 
 def test_further_figures_of_a_summary_are_rows_of_the_report():
