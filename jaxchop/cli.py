@@ -16,7 +16,7 @@ import sys
 import textwrap
 import threading
 from argparse import RawDescriptionHelpFormatter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from typing import Any, NoReturn
 
 from jsonargparse import ActionConfigFile, ArgumentParser, DefaultHelpFormatter, Namespace, set_parsing_settings
@@ -346,7 +346,7 @@ def _chosen(options: Namespace) -> tuple[str, Namespace]:
 
 
 @contextlib.contextmanager
-def _terminable() -> Iterator[None]:
+def _terminable() -> Generator[None]:
   """Turns SIGTERM into an error of one line; a recovery has handlers of its own, which save first."""
   if threading.current_thread() is not threading.main_thread():
     yield

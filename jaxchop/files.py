@@ -5,7 +5,7 @@ import fcntl
 import json
 import os
 import socket
-from collections.abc import Iterator
+from collections.abc import Generator
 from pathlib import Path
 from typing import Any
 
@@ -72,7 +72,7 @@ def read_json(path: Path) -> Any:
 
 
 @contextlib.contextmanager
-def locked(folder: Path) -> Iterator[None]:
+def locked(folder: Path) -> Generator[None]:
   """Keeps other writers out of a folder while the block runs; the system frees the lock of a process that died."""
   folder.mkdir(parents=True, exist_ok=True)
   with (folder / LOCK).open("a+") as file:

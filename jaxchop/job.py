@@ -3,7 +3,7 @@
 import contextlib
 import dataclasses
 import functools
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -86,7 +86,7 @@ class Job:
     self._rounds: list[Layers] = []
 
   @contextlib.contextmanager
-  def locked(self) -> Iterator[None]:
+  def locked(self) -> Generator[None]:
     """Keeps other runs out of the folder while the block runs."""
     with contextlib.ExitStack() as stack:
       self.hosts.first("lock", lambda: stack.enter_context(self.folder.locked()))

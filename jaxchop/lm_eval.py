@@ -8,7 +8,7 @@ import contextlib
 import dataclasses
 import logging
 import sys
-from collections.abc import Iterator
+from collections.abc import Generator
 from typing import Any
 
 from jaxchop.errors import JaxchopError, UsageError
@@ -59,7 +59,7 @@ class NamedLM(JaxchopLM):
 
 
 @contextlib.contextmanager
-def known_to_lm_eval() -> Iterator[None]:
+def known_to_lm_eval() -> Generator[None]:
   """Lets lm-eval find our models and tasks by name while the block runs."""
   model_registry.register("jaxchop", target=NamedLM)
   # It has a place for one folder of tasks, which is the user's (--include_path).

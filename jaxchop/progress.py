@@ -7,7 +7,7 @@ import contextlib
 import logging
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from typing import TypeVar
 
 import rich.console
@@ -62,7 +62,7 @@ class _TerminalBar(Bar):
 
 
 @contextlib.contextmanager
-def stage(title: str, total: int | None, unit: str = "steps") -> Iterator[Bar]:
+def stage(title: str, total: int | None, unit: str = "steps") -> Generator[Bar]:
   """Shows one long operation while the block runs, and a closing line with its time; a `total` of None is unknown."""
   if log.isEnabledFor(logging.INFO) and sys.stderr.isatty():
     columns = (

@@ -4,7 +4,7 @@ import contextlib
 import hashlib
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,7 @@ class RunFolder:
     self.report = path / "report.html"
 
   @contextlib.contextmanager
-  def locked(self) -> Iterator[None]:
+  def locked(self) -> Generator[None]:
     """Keeps other writers out while the block runs; the system frees the lock of a process that died."""
     with locked(self.path):
       yield

@@ -4,7 +4,7 @@ import dataclasses
 import hashlib
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import IO, Any
@@ -146,7 +146,7 @@ def _files(url: str) -> Any:
 
 
 @contextmanager
-def _said(url: str) -> Iterator[None]:
+def _said(url: str) -> Generator[None]:
   """Turns whatever a bucket's library raises into one line; each has exceptions of its own."""
   try:
     yield

@@ -2,7 +2,7 @@
 
 import contextlib
 import re
-from collections.abc import Iterator
+from collections.abc import Generator
 from pathlib import Path
 
 import huggingface_hub
@@ -45,7 +45,7 @@ def config_file(name: str) -> Path:
 
 
 @contextlib.contextmanager
-def _explained(name: str, repo: str, wanted: str | None) -> Iterator[None]:
+def _explained(name: str, repo: str, wanted: str | None) -> Generator[None]:
   """Turns the hub's errors into a line about the model."""
   try:
     yield

@@ -12,7 +12,7 @@ import os
 import socket
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -41,7 +41,7 @@ class Cluster(NamedTuple):
 
 
 @contextlib.contextmanager
-def joined(about: Mapping[str, Any], limit: float) -> Iterator[Channel]:
+def joined(about: Mapping[str, Any], limit: float) -> Generator[Channel]:
   """Joins the processes of this run while the block runs; one that is alone goes on at once.
 
   `about` is what all of them must have been told alike; `limit`, in seconds, is how long they wait for each other.
@@ -72,7 +72,7 @@ def joined(about: Mapping[str, Any], limit: float) -> Iterator[Channel]:
 
 
 @contextlib.contextmanager
-def _output_kept_clean() -> Iterator[None]:
+def _output_kept_clean() -> Generator[None]:
   """Sends to standard error what libraries in C print on standard output, which is for results."""
   sys.stdout.flush()
   before = os.dup(1)

@@ -8,7 +8,7 @@ import contextlib
 import json
 import logging
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -62,7 +62,7 @@ class Journal:
       log.warning("%s: cannot be written: %s; the goodput told will miss what follows", self.path, error.strerror)
 
   @contextlib.contextmanager
-  def timed(self, event: str, **what: Any) -> Iterator[None]:
+  def timed(self, event: str, **what: Any) -> Generator[None]:
     """Notes an event with the seconds that the block took."""
     start = time.monotonic()
     try:

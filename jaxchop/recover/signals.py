@@ -12,7 +12,7 @@ import os
 import signal
 import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Generator
 
 log = logging.getLogger("jaxchop")
 _WATCHED = (signal.SIGINT, signal.SIGTERM)
@@ -43,7 +43,7 @@ class Stop:
 
 
 @contextlib.contextmanager
-def stop_signals() -> Iterator[Stop]:
+def stop_signals() -> Generator[Stop]:
   """Notes the first SIGINT or SIGTERM while the block runs; a second one ends the process at once.
 
   Earlier handlers stand again afterwards. Outside the main thread, where Python allows no handlers, nothing is noted.
