@@ -19,6 +19,11 @@ def target() -> AbstractDevice | jax.Device:
   return jax.devices()[0] if said is None else said
 
 
+def on_cpu() -> bool:
+  """Returns whether these devices are CPUs."""
+  return target().platform == "cpu"
+
+
 def on_flat_torus() -> bool:
   """Returns whether these devices are chips of a TPU whose slices have links along two axes."""
   return target().device_kind in _FLAT

@@ -22,7 +22,7 @@ from jaxchop.model.config import LlamaConfig
 from jaxchop.model.heads import in_tiles, join_heads, product_of_heads, product_to_heads, split_heads
 from jaxchop.model.placement import lookup, merged, parted, parts_of, product, product_with_rows, spec_of, striped
 from jaxchop.model.rope import rotate, rotation
-from jaxchop.target import target
+from jaxchop.target import on_cpu
 
 # How a pass walks the list: "scan" stacks it inside the program and compiles one layer, "unrolled" compiles each.
 Layout = Literal["scan", "unrolled"]
@@ -120,7 +120,7 @@ class Mlp(nnx.Module):
   def __call__(self, x_BTD: jax.Array) -> jax.Array:
     # A CPU computes the sigmoid again, forward and backward one pass each: kept, it and what comes of it are two arrays
     # as large as the gate. On a TPU this takes 0.5 ms a layer of Llama-2-7B more, by its compiler.
-    gated = jax.checkpoint(_gated) if target().platform == "cpu" else _gated
+    gated = jax.checkpoint(_gated) if on_cpu() else _gated
     return self.down(gated(self.gate(x_BTD), self.up(x_BTD)))
 
 

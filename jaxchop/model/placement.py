@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
 from jaxchop.model.scatter import names_of, scattered
-from jaxchop.target import target
+from jaxchop.target import on_cpu
 
 
 def spec_of(x: jax.Array) -> PartitionSpec | None:
@@ -27,7 +27,7 @@ def spec_of(x: jax.Array) -> PartitionSpec | None:
 
 def exact_product(letters: str, a: jax.Array, b: jax.Array, place: PartitionSpec | None = None) -> jax.Array:
   """Returns an einsum that is summed in float32 and keeps that dtype, spread over devices as `place` says."""
-  if target().platform == "cpu" and not jax.sharding.get_abstract_mesh().empty:
+  if on_cpu() and not jax.sharding.get_abstract_mesh().empty:
     # XLA's default library there, see compiler.py, has no product of bfloat16 with such a result for some shapes. The
     # values are the same: a product of two numbers of bfloat16 is one of float32.
     a, b = a.astype(jnp.float32), b.astype(jnp.float32)

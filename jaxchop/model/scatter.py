@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jax.experimental.layout import Layout, with_layout_constraint
 from jax.sharding import PartitionSpec
 
-from jaxchop.target import on_flat_torus
+from jaxchop.target import on_cpu, on_flat_torus
 
 
 def scattered(gradient: jax.Array, spec: PartitionSpec, rows: PartitionSpec) -> jax.Array:
@@ -28,8 +28,18 @@ def scattered(gradient: jax.Array, spec: PartitionSpec, rows: PartitionSpec) -> 
     if shape[name] == together and not copies and on_flat_torus():
       gradient = _along_lines(gradient, name, axis, shape[name])
     else:
-      gradient = jax.lax.psum_scatter(gradient, name, scatter_dimension=axis, tiled=True)
+      gradient = _at_once(gradient, name, axis)
   return jax.lax.psum(gradient, copies) if copies else gradient
+
+
+def _at_once(gradient: jax.Array, name: str, axis: int) -> jax.Array:
+  """Scatters over all devices of a mesh axis in one collective."""
+  if not on_cpu():
+    return jax.lax.psum_scatter(gradient, name, scatter_dimension=axis, tiled=True)
+  # Processes on CPUs talk by Gloo, which overwrites what it still sends when it scatters: some parts of more than a
+  # megabyte come out wrong, without a word (jax issue 40830). Whole sums it gives rightly.
+  total, size = jax.lax.psum(gradient, name), gradient.shape[axis] // jax.lax.axis_size(name)
+  return jax.lax.dynamic_slice_in_dim(total, jax.lax.axis_index(name) * size, size, axis)
 
 
 def names_of(part: Any) -> tuple[str, ...]:

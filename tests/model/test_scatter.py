@@ -38,17 +38,18 @@ def gradients(shape):
     return expected, program(*moved), program.as_text(), specs[:3]
 
 
-@pytest.mark.parametrize("flat", [False, True])
+@pytest.mark.parametrize(("cpu", "flat"), [(True, False), (False, False), (False, True)])
 @pytest.mark.parametrize("shape", MESHES)
-def test_each_device_has_its_part_of_the_sum(shape, flat, monkeypatch):
+def test_each_device_has_its_part_of_the_sum(shape, cpu, flat, monkeypatch):
   monkeypatch.setattr(scatter, "on_flat_torus", lambda: flat)
+  monkeypatch.setattr(scatter, "on_cpu", lambda: cpu)
   expected, found, text, specs = gradients(shape)
   for a, b, spec in zip(found, expected, specs, strict=True):
     assert a.sharding.spec == spec
     np.testing.assert_allclose(np.asarray(a), b, rtol=1e-5, atol=1e-5)
   if shape == (1, 4, 1, 1):
-    # One after the other along the two axes of a torus.
-    assert text.count(" reduce-scatter(") == 3 * (1 + flat) and " all-reduce(" not in text
+    # Whole sums on CPUs; elsewhere parts, one after the other along the two axes of a torus.
+    assert text.count(" reduce-scatter(") == (0 if cpu else 3 * (1 + flat)) and (" all-reduce(" in text) == cpu
 
 
 @pytest.mark.parametrize("count", [1, 2, 8, 16, 24, 64])
