@@ -1,7 +1,7 @@
-"""One of two processes, of four CPU devices each, that sum up and scatter arrays whose sums are known: `sums.py INDEX PORT`.
+"""One of two processes, of four CPU devices each, that sum up and scatter arrays whose sums are known.
 
-Prints how many of its devices' parts were wrong. Parts of 8 MiB in groups of two: smaller ones came out right when Gloo's
-own scattering was in use, some of these did not.
+`sums.py INDEX PORT` prints how many of its devices' parts were wrong. They are of 8 MiB, in groups of two: by Gloo's
+own scattering some of these came out wrong, and smaller ones right.
 """
 
 import sys
