@@ -1,6 +1,7 @@
-"""The sum of what devices have of a gradient, of which each keeps its own part."""
+"""The sum of what devices have of a gradient, of which each keeps its own part, and the gathering that has such one."""
 
 import math
+from functools import partial
 from typing import Any
 
 import jax
@@ -40,6 +41,26 @@ def _at_once(gradient: jax.Array, name: str, axis: int) -> jax.Array:
   # megabyte come out wrong, without a word (jax issue 40830). Whole sums it gives rightly.
   total, size = jax.lax.psum(gradient, name), gradient.shape[axis] // jax.lax.axis_size(name)
   return jax.lax.dynamic_slice_in_dim(total, jax.lax.axis_index(name) * size, size, axis)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(1, 2))
+def gathered(part: jax.Array, name: str, axis: int) -> jax.Array:
+  """Returns what all devices of a mesh axis have, along a new array axis; inside of a `shard_map`.
+
+  Of the gradient each keeps its own part of the sum.
+  """
+  return jax.lax.all_gather(part, name, axis=axis)
+
+
+def _gathered(part: jax.Array, name: str, axis: int) -> tuple[jax.Array, None]:
+  return gathered(part, name, axis), None
+
+
+def _part_of_sum(name: str, axis: int, _: None, slope: jax.Array) -> tuple[jax.Array]:
+  return (jnp.squeeze(_at_once(slope, name, axis), axis),)
+
+
+gathered.defvjp(_gathered, _part_of_sum)
 
 
 def names_of(part: Any) -> tuple[str, ...]:
