@@ -16,7 +16,7 @@ from jax.sharding import PartitionSpec
 
 from jaxchop.model.kernel import chosen, tell
 from jaxchop.model.placement import exact_product, merged, parted, spec_of
-from jaxchop.model.scatter import gathered
+from jaxchop.model.scatter import side_by_side
 from jaxchop.model.splash import splash
 from jaxchop.target import target
 
@@ -84,7 +84,7 @@ def _by_cudnn(q_BTNH, k_BSKH, v_BSKH, first_B, segments_BS) -> jax.Array:
 
 def _all_stripes(a_BTKH: jax.Array, axis: Any) -> jax.Array:
   """Returns what all devices hold, in the sequence's own order: at each place of a stripe, that of every stripe."""
-  a_BTCKH = gathered(a_BTKH, axis, 2)
+  a_BTCKH = side_by_side(a_BTKH, axis, 2)
   return a_BTCKH.reshape(len(a_BTCKH), -1, *a_BTCKH.shape[3:])
 
 

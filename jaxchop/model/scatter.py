@@ -1,4 +1,4 @@
-"""The sum of what devices have of a gradient, of which each keeps its own part, and the gathering that has such one."""
+"""The sum of what devices have of a gradient, of which each keeps its own part, and gathering with such a gradient."""
 
 import math
 from functools import partial
@@ -44,7 +44,7 @@ def _at_once(gradient: jax.Array, name: str, axis: int) -> jax.Array:
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(1, 2))
-def gathered(part: jax.Array, name: str, axis: int) -> jax.Array:
+def side_by_side(part: jax.Array, name: str, axis: int) -> jax.Array:
   """Returns what all devices of a mesh axis have, along a new array axis; inside of a `shard_map`.
 
   Of the gradient each keeps its own part of the sum.
@@ -52,15 +52,15 @@ def gathered(part: jax.Array, name: str, axis: int) -> jax.Array:
   return jax.lax.all_gather(part, name, axis=axis)
 
 
-def _gathered(part: jax.Array, name: str, axis: int) -> tuple[jax.Array, None]:
-  return gathered(part, name, axis), None
+def _side_by_side(part: jax.Array, name: str, axis: int) -> tuple[jax.Array, None]:
+  return side_by_side(part, name, axis), None
 
 
 def _part_of_sum(name: str, axis: int, _: None, slope: jax.Array) -> tuple[jax.Array]:
   return (jnp.squeeze(_at_once(slope, name, axis), axis),)
 
 
-gathered.defvjp(_gathered, _part_of_sum)
+side_by_side.defvjp(_side_by_side, _part_of_sum)
 
 
 def names_of(part: Any) -> tuple[str, ...]:
