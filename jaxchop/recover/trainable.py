@@ -91,12 +91,20 @@ class Way:
     sizes = {name: leaf.size for name, leaf in flatten(self.like).items() if leaf.ndim == 2}
     # Two codes of a kernel in four bits are one element.
     sizes |= {name.removesuffix(".codes"): 2 * size for name, size in sizes.items() if name.endswith(".codes")}
+    # A magnitude also scales the product with what dropout leaves, which the kernel's own does not have.
+    twice = {
+      f"{name}.kernel"
+      for name, linear in linears(self.like)
+      if isinstance(linear, Adapted) and linear.magnitude is not None and linear.dropout
+    }
+    again = sum(sizes[name] for name in twice)
     reached, inputs, attention = "embedding" in self.names, 0, 0
     for layer in range(len(self.like.layers)):
       for part in _PARTS:
         # The gradient of a product's input is wanted only where something before it trains.
         leaves = ("kernel", "a") if reached else ()
         inputs += sum(sizes.get(f"layers.{layer}.{name}.{leaf}", 0) for name in part for leaf in (*leaves, "b"))
+        again += sum(sizes[kernel] for name in part if reached and (kernel := f"layers.{layer}.{name}.kernel") in twice)
         attention += reached and part == _BEHIND_ATTENTION
         own = (f"layers.{layer}.{name}.{leaf}" for name in part for leaf in ("kernel", "bias", "scale", *TRAINED))
         reached = reached or any(name in self.names for name in own)
@@ -105,7 +113,7 @@ class Way:
     config, head = self.like.config, "head" in self.names or (self.like.config.tied and "embedding" in self.names)
     forward = forward_flops(config, len(self.like.layers), length)
     return Flops(
-      forward.kernels + 2 * (thin + inputs + trained),
+      forward.kernels + 2 * (thin + inputs + trained + again),
       forward.attention * (1 + 2 * attention / len(self.like.layers)),
       forward.head * (1 + (reached or "norm.scale" in self.names) + head),
     )

@@ -157,10 +157,11 @@ def test_on_several_devices_it_is_the_run_of_one(tmp_path: Path, kind: str, mesh
   np.testing.assert_allclose(*losses, rtol=0, atol=1e-5)
 
 
-@pytest.mark.parametrize("kind", ["lora", "qlora"])
-def test_no_gradient_of_a_kernel_is_computed(kind: str) -> None:
+@pytest.mark.parametrize(("kind", "dropout", "passes"), [("lora", 0.1, 2), ("qlora", 0.0, 2), ("dora", 0.1, 4)])
+def test_no_gradient_of_a_kernel_is_computed(kind: str, dropout: float, passes: int) -> None:
+  """Of three forward passes the kernels' gradients are one; dora multiplies what dropout leaves with them, too."""
   shape, length = dataclasses.replace(SHAPE, vocab_size=512, width=128, mlp_width=384, head_dim=32), 128
-  config = adapting(kind, seq_len=length, layout="unrolled", remat="none")
+  config = adapting(kind, dropout, seq_len=length, layout="unrolled", remat="none")
   way = way_of(config, shape, LAYERS)
   flat = jax.eval_shape(lambda m: way.split(way.prepare(m)), abstract(shape, LAYERS))
   batch = batch_of(np.zeros((2, length + 1), np.int32))
@@ -170,8 +171,8 @@ def test_no_gradient_of_a_kernel_is_computed(kind: str) -> None:
   flops, forward = way.flops(length), forward_flops(shape, LAYERS, length)
   # A block of queries sees all keys, and computes its scores once more for its backward pass.
   attention = 2 * length / (length + 1) * (flops.attention + (flops.attention - forward.attention) / 2)
-  assert found == pytest.approx(flops._replace(attention=attention).total, rel=0.1 if kind == "lora" else 0.4)
-  assert flops.kernels < 2.3 * forward.kernels
+  assert found == pytest.approx(flops._replace(attention=attention).total, rel=0.4 if kind == "qlora" else 0.1)
+  assert (passes - 0.5) * forward.kernels < flops.kernels < (passes + 0.3) * forward.kernels
 
 
 def test_flatten_names_adapters_beside_their_kernels() -> None:
