@@ -33,6 +33,9 @@ WAYS: dict[str, dict[str, Any]] = {
   "qlora": {"trainable": "qlora"},
   "logits": {"distill": {"weight": 0.5}},
   "logits and states": {"distill": {"weight": 0.5, "hidden": 1.0}},
+  "cached": {"distill": {"weight": 0.5, "cache_top": 64}},
+  "replacement": {"trainable": "partial", "partial": {"last": 0, "layers": "12", "norm": False, "head": False}},
+  "fading": {},
 }
 
 
@@ -48,8 +51,9 @@ def serve(name: str, options: argparse.Namespace, pipe: Connection) -> None:
   from jaxchop.data.batch import batch_of
   from jaxchop.model.llama import Llama
   from jaxchop.prune.surgery import keep_layers
+  from jaxchop.recover.fading import Fading
   from jaxchop.recover.step import init_optimizer, make_step
-  from jaxchop.recover.teacher import beside, needed
+  from jaxchop.recover.teacher import beside, stands_beside
   from jaxchop.recover.trainable import way_of
   from jaxchop.training import AdapterConfig, DistillConfig, PartialConfig, RecoverConfig
 
@@ -64,20 +68,25 @@ def serve(name: str, options: argparse.Namespace, pipe: Connection) -> None:
     layout=options.layout,
     remat=options.remat,
   )
-  keep = range(options.layers)
-  whole = Llama(SHAPE, WHOLE if needed(config.distill) else options.layers, rngs=nnx.Rngs(0))
-  way = way_of(config, SHAPE, options.layers)
+  fades = name == "fading"
+  keep = range(WHOLE if fades else options.layers)
+  whole = Llama(SHAPE, WHOLE if stands_beside(config.distill) else len(keep), rngs=nnx.Rngs(0))
+  way = way_of(config, SHAPE, len(keep))
   model = way.prepare(keep_layers(whole, keep))
   trained, frozen = way.split(model)
-  teacher, own = beside(whole, model, frozen, config.distill, keep) if needed(config.distill) else (None, {})
+  teacher, own = beside(whole, model, frozen, config.distill, keep) if stands_beside(config.distill) else (None, {})
   frozen = frozen | own
   trained = jax.tree.map(lambda leaf: leaf.copy(), trained)
   state = [trained, jax.jit(lambda t: init_optimizer(config, t))(trained)]
-  draw = np.random.default_rng(0).integers(0, SHAPE.vocab_size, (options.rows, options.length + 1), dtype=np.int32)
-  batch = batch_of(draw)
+  fading = Fading(tuple(range(options.layers - 2, WHOLE - 2)), 0.1) if fades else None
+  draws = np.random.default_rng(0)
+  batch = batch_of(draws.integers(0, SHAPE.vocab_size, (options.rows, options.length + 1), dtype=np.int32))
+  if top := config.distill.cache_top:
+    ids_BTK = draws.integers(0, SHAPE.vocab_size, (options.rows, options.length, top), dtype=np.int32)
+    batch = batch._replace(likely=(ids_BTK, np.full(ids_BTK.shape, -np.log(2 * top), np.float32)))
   began = time.monotonic()
   lowered = jax.jit(
-    make_step(config, way.join, teacher), donate_argnums=(0, 1), compiler_options=compiler_options()
+    make_step(config, way.join, teacher, fading), donate_argnums=(0, 1), compiler_options=compiler_options()
   ).lower(*state, batch, frozen=frozen)
   program = lowered.compile()
   flops = way.flops(options.length).total + (teacher.flops(options.length) if teacher else 0)
