@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
+from scipy.special import stdtrit
 
 from jaxchop import wording
 from jaxchop.evaluate.perplexity import error_of_mean
@@ -64,11 +65,24 @@ def _difference(pairs: Sequence[tuple[Mapping[str, Any], Mapping[str, Any]]]) ->
   tokens_N = np.array(pairs[0][0]["window_tokens"])
   apart_SN = np.array([np.subtract(run["window_nll"], first["window_nll"]) for run, first in pairs])
   mean = float(apart_SN.mean(0).sum() / tokens_N.sum())
-  variance = (error_of_mean(apart_SN.mean(0), tokens_N) or 0.0) ** 2
+  # Variance of the mean by source, and the degrees of freedom that it is known with.
+  parts = [((error_of_mean(apart_SN.mean(0), tokens_N) or 0.0) ** 2, len(tokens_N) - 1)]
   if len(pairs) > 1:
-    variance += (apart_SN.sum(1) / tokens_N.sum()).var(ddof=1) / len(pairs)
-  half = _WIDE * math.sqrt(variance)
+    parts.append((float((apart_SN.sum(1) / tokens_N.sum()).var(ddof=1)) / len(pairs), len(pairs) - 1))
+  half = _half_width(parts)
   return {"difference": mean, "interval": [mean - half, mean + half]}
+
+
+def _half_width(parts: Sequence[tuple[float, int]]) -> float:
+  """Returns half of the 95 % interval of a sum of variances, each known with few degrees of freedom.
+
+  Two seeds alone say little about a third: Student's t, with the degrees of Welch and Satterthwaite.
+  """
+  variance = sum(part for part, _ in parts)
+  if not variance:
+    return 0.0
+  degrees = variance**2 / sum(part**2 / freedom for part, freedom in parts if part)
+  return float(stdtrit(degrees, 0.975)) * math.sqrt(variance)
 
 
 def markdown(found: Mapping[str, Any]) -> str:

@@ -24,8 +24,9 @@ def test_the_difference_is_paired_by_window():
   _, row = rows([run("all", 0, first), run("last", 0, other)], BEFORE)
   apart = np.subtract(other, first) / 10
   assert row["difference"] == pytest.approx(apart.mean())
-  half = 1.96 * apart.std(ddof=1) / math.sqrt(4)
-  assert row["interval"] == pytest.approx([apart.mean() - half, apart.mean() + half])
+  # Student's t of three degrees of freedom, as tables have it.
+  half = 3.1824 * apart.std(ddof=1) / math.sqrt(4)
+  assert row["interval"] == pytest.approx([apart.mean() - half, apart.mean() + half], abs=1e-5)
 
 
 def test_seeds_widen_the_interval_and_unfinished_ones_are_left_out():
@@ -34,8 +35,18 @@ def test_seeds_widen_the_interval_and_unfinished_ones_are_left_out():
   _, row = rows([*first, *other], BEFORE)
   # Windows agree, seeds differ by 0.2 nats.
   assert row["difference"] == pytest.approx(0.2) and row["seeds"] == 3
-  half = 1.96 * math.sqrt(0.02 / 2)
-  assert row["interval"] == pytest.approx([0.2 - half, 0.2 + half])
+  # Two that differ so say little about a third: t of one degree of freedom.
+  half = 12.7062 * math.sqrt(0.02 / 2)
+  assert row["interval"] == pytest.approx([0.2 - half, 0.2 + half], abs=1e-5)
+
+
+def test_windows_and_seeds_that_are_uncertain_alike_share_their_degrees_of_freedom():
+  """Of two variances as large, known with 1 degree of freedom each, the sum is known with 2."""
+  first = [run("all", seed, [30.0, 30.0]) for seed in (0, 1)]
+  other = [run("last", 0, [30.0, 32.0]), run("last", 1, [32.0, 34.0])]
+  _, row = rows([*first, *other], BEFORE)
+  half = 4.3027 * math.sqrt(2 * 0.02 / 2)
+  assert row["interval"] == pytest.approx([0.2 - half, 0.2 + half], abs=1e-5)
 
 
 def test_the_gap_is_closed_in_nats_and_a_control_has_none():
