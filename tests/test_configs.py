@@ -69,6 +69,18 @@ def test_the_ways_that_are_compared_share_all_but_recovery(cut):
     assert way.prune == (PruneConfig(keep="0:30") if name == "unpruned" else first.prune)
 
 
+@pytest.mark.parametrize("cut", sorted(COMPARED.glob("drop-*.yaml")), ids=lambda path: path.stem)
+def test_rates_are_searched_on_other_documents_than_the_comparison_measures(cut):
+  below = [COMPARED / "base.yaml", cut]
+  measured = read_recipe([*below, COMPARED / "ways/all.yaml"], "runs/x").data.seed
+  for file in sorted((COMPARED / "rates").glob("*.yaml")):
+    way = read_recipe([*below, COMPARED / "search.yaml", file], "runs/x")
+    kind, _, rate = file.stem.partition("-")
+    like = read_recipe([*below, COMPARED / f"ways/{kind}.yaml"], "runs/x").recover
+    optimizer = dataclasses.replace(like.optimizer, learning_rate=float(rate))
+    assert way.recover == dataclasses.replace(like, optimizer=optimizer) and way.data.seed != measured
+
+
 def test_a_recipe_of_several_files_is_that_of_the_last_word(tmp_path):
   below, above = tmp_path / "below.yaml", tmp_path / "above.yaml"
   below.write_text("out: here\nrecover:\n  steps: 7\n  batch_size: 3\n")
