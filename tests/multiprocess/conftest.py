@@ -21,7 +21,7 @@ def compiled(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @pytest.fixture
 def launch(compiled: str) -> Iterator[Start]:
-  """Starts a program in `count` processes that find each other: `launch(2, "-m", "jaxchop.cli", …, devices=4)`."""
+  """Starts a program in `count` processes that find each other: `launch(2, "program.py", "argument")`."""
   started: list[subprocess.Popen[str]] = []
 
   def begin(count: int, *command: str, devices: int = 4) -> list[subprocess.Popen[str]]:
