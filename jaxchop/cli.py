@@ -42,7 +42,9 @@ _MODEL = "a folder, a .gguf file, a hub id (org/name[@revision]), `builtin`, or 
 # Commands that take steps, for which a process sets up its memory; one that calls `main` has its own ways.
 _STEPPING = "compare", "forecast", "recover", "run"
 
-# What the argument parser says of a name that it does not know.
+# What the argument parser says of a recipe without settings: all that stands in it.
+_EMPTY = re.compile("Unexpected config: .*")
+# What it says of a name that it does not know.
 _UNKNOWN = re.compile(
   r"(?:unrecognized arguments:|accept option|invalid choice:|is not expected|Key) [`'\"]?-*([\w.]+)"
 )
@@ -56,7 +58,7 @@ class _Parser(ArgumentParser):
   """Says what is wrong in one line, with the nearest name where a name is unknown."""
 
   def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-    said = " ".join(message.split())
+    said = _EMPTY.sub("a recipe holds settings, as `model: builtin`; this one has none", " ".join(message.split()))
     if unknown := _UNKNOWN.search(said):
       near = difflib.get_close_matches(unknown[1], self.names(), n=1)
       said += f"; did you mean {near[0]}?" if near else ""

@@ -43,7 +43,7 @@ class OwnConfig:
   top_p: float = 0.95
   """It draws among the fewest tokens that reach this probability."""
   documents: int | None = None
-  """At most so many documents; unset, all."""
+  """At most so many documents, the first; unset, all."""
   batch_size: int = 16
   """Documents written at once."""
   seed: int = 0

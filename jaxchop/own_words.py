@@ -6,8 +6,10 @@ was stopped goes on behind the last whole batch.
 """
 
 import json
+import logging
 import zlib
 from collections.abc import Callable, Collection, Iterable, Iterator
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -22,6 +24,8 @@ from jaxchop.progress import stage
 if TYPE_CHECKING:
   from transformers import PreTrainedTokenizerFast
 
+log = logging.getLogger("jaxchop")
+
 
 def own_words(
   model: Callable[[], Llama],
@@ -33,16 +37,20 @@ def own_words(
   eos: Collection[int],
   longest: int,
   about: str,
+  read: int,
 ) -> list[Document]:
   """Returns documents: how given ones begin, and what the model makes of that, which is to be predicted.
 
   A long text gives as many as it is long: one for each stretch of what is read and written. `model` is called only when
   something is left to write, `about` names all that the words depend on. Beginnings of more than `longest` tokens are
-  left out. Raises JaxchopError where none is short enough.
+  left out. The training will read `read` tokens: writing much more is warned of. Raises JaxchopError where no beginning
+  is short enough.
   """
-  asked = [one for one in _asked(documents, tokenizer, config) if len(one[2]) <= longest][: config.documents]
+  short = (one for one in _asked(documents, tokenizer, config) if len(one[2]) <= longest)
+  asked = list(islice(short, config.documents))
   if not asked:
     raise JaxchopError(f"no document begins within {longest} tokens, so there is nothing to go on from; raise seq_len")
+  _warn_of_more(asked, config.new_tokens, read)
   done = _read(out, about)
   size = config.batch_size
   done = done if len(done) == len(asked) else done[: len(done) // size * size]
@@ -81,6 +89,16 @@ def _asked(
         ids = all_ids[start : start + config.prompt_tokens]
         first, last = offsets[start], offsets[start + len(ids) - 1]
         yield f"{document.name}+{start}", text[first[0] : last[1]], ids
+
+
+def _warn_of_more(asked: Collection[tuple[str, str, list[int]]], new_tokens: int, read: int) -> None:
+  most = sum(len(ids) + new_tokens for *_, ids in asked)
+  if most > 2 * read:
+    log.warning(
+      "data.own.documents: up to %d tokens are written in %d documents, and recover.steps reads %d; about %d documents "
+      "are enough",
+      *(most, len(asked), read, -(-len(asked) * read // most)),
+    )
 
 
 def _said(name: str, beginning: str, words: str) -> Document:

@@ -61,7 +61,7 @@ def _note(job: "Job", name: str) -> Path:
 
 
 def _own_words(job: "Job", name: str, begun: Iterable[Document], about: Any) -> tuple[list[Document], float]:
-  subject, checkpoint = job.subject, job.subject.checkpoint
+  subject, checkpoint, recover, prune = job.subject, job.subject.checkpoint, job.recipe.recover, job.recipe.prune
   found = own_words(
     lambda: job.whole,
     subject.tokenizer,
@@ -69,8 +69,9 @@ def _own_words(job: "Job", name: str, begun: Iterable[Document], about: Any) -> 
     job.folder.path / "own" / f"{name or 'source'}.jsonl",
     job.recipe.data.own,
     eos=subject.eos,
-    longest=job.recipe.recover.seq_len,
+    longest=recover.seq_len,
     about=json.dumps(about, sort_keys=True, default=str),
+    read=max(recover.steps, prune.recover_between, prune.fade) * recover.batch_size * recover.seq_len,
   )
   encode = subject.tokenizer.backend_tokenizer.encode
   tokens = sum(len(encode(document.text, add_special_tokens=False).ids) for document in found)

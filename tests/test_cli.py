@@ -65,6 +65,11 @@ def test_a_misspelt_key_in_a_recipe_is_refused_with_the_nearest_name(tmp_path, c
   assert "did you mean prune.count?" in refused(capsys, "run", str(recipe))
 
 
+def test_a_recipe_without_settings_is_refused(tmp_path, capsys):
+  (tmp_path / "recipe.yaml").write_text("# nothing yet\n")
+  assert refused(capsys, "run", str(tmp_path / "recipe.yaml")).endswith("this one has none\n")
+
+
 def test_later_recipes_and_options_win_and_numbers_are_numbers(tmp_path):
   (tmp_path / "a.yaml").write_text("out: x\nprune: {count: 6}\nrecover: {optimizer: {learning_rate: 3e-4}}\n")
   (tmp_path / "b.yaml").write_text("prune: {count: 4}\n")

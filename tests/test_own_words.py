@@ -38,9 +38,9 @@ def model(subject):
 
 @pytest.fixture
 def write(subject, model, tmp_path):
-  def words(documents, config=SETTINGS, *, longest=64, about="this", of=lambda: model):
-    out = tmp_path / "own.jsonl"
-    return own_words(of, subject.tokenizer, documents, out, config, eos=subject.eos, longest=longest, about=about)
+  def words(documents, config=SETTINGS, *, longest=64, about="this", read=1000, of=lambda: model):
+    out, eos = tmp_path / "own.jsonl", subject.eos
+    return own_words(of, subject.tokenizer, documents, out, config, eos=eos, longest=longest, about=about, read=read)
 
   return words
 
@@ -68,6 +68,24 @@ def test_beginnings_that_fill_a_record_are_left_out_and_the_rest_is_counted(writ
   assert len(write(TEXTS, OwnConfig(prompt_tokens=6, new_tokens=2, documents=4))) == 4
   with pytest.raises(JaxchopError, match="no document begins within 5 tokens"):
     write(TEXTS, longest=5)
+
+
+def test_writing_more_than_twice_what_is_read_is_warned_of(write, caplog):
+  # Seven whole stretches of 6 tokens and 5 new ones.
+  write(TEXTS, SEVEN, read=39)
+  assert not caplog.records
+  write(TEXTS, SEVEN, read=38)
+  (said,) = caplog.messages
+  assert said.startswith("data.own.documents: up to 77 tokens are written in 7 documents, and recover.steps reads 38")
+  assert said.endswith("about 4 documents are enough")
+
+
+def test_no_more_is_read_than_the_documents_asked_for(write):
+  def endless():
+    yield from TEXTS
+    raise AssertionError("read on")
+
+  assert len(write(endless(), SEVEN)) == 7
 
 
 def test_a_draw_depends_on_the_seed_alone(write, tmp_path):
