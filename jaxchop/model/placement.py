@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
+from jaxchop.model.exchange import all_rows, to_columns, to_rows
 from jaxchop.model.scatter import names_of, scattered
 from jaxchop.target import on_cpu
 
@@ -121,32 +122,46 @@ def lookup(table_VD: jax.Array, ids_M: jax.Array) -> jax.Array:
   spec, rows = spec_of(table_VD), spec_of(ids_M)
   if rows is None or spec is None:
     return table_VD[ids_M]
-  # A table whose rows are spread is the compiler's to sum up.
-  return _rows(table_VD, ids_M) if spec[0] else _lookup(spec, len(table_VD), table_VD, ids_M)
-
-
-def _rows(table_VD: jax.Array, ids_M: jax.Array) -> jax.Array:
-  table_VD = gathered(table_VD, ids_M[..., None])
-  return table_VD.at[ids_M].get(out_sharding=PartitionSpec(*_spec(ids_M), None))
+  there = {name for part in rows for name in names_of(part)}
+  if spec[0] or not there.issuperset(names_of(spec[1])):
+    # A table whose rows are spread, or whose columns are over other devices, is the compiler's to sum up.
+    table_VD = gathered(table_VD, ids_M[..., None])
+    return table_VD.at[ids_M].get(out_sharding=PartitionSpec(*rows, None))
+  return _lookup(spec, len(table_VD), table_VD, ids_M)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0, 1))
 def _lookup(spec: PartitionSpec, size: int, table_VD: jax.Array, ids_M: jax.Array) -> jax.Array:
-  """`spec` is that of the table, which its gradient is to have; `size` is the number of its rows."""
-  return _rows(table_VD, ids_M)
+  """`spec` is that of the table, which its gradient is to have; `size` is the number of its rows.
+
+  No table is gathered: a device looks up its own columns for all tokens, and sends each device those of its tokens.
+  """
+  rows, names = _spec(ids_M), names_of(spec[1])
+
+  def on_a_device(table_VD: jax.Array, ids_M: jax.Array) -> jax.Array:
+    return to_rows(table_VD[all_rows(ids_M, names, rows)], names, rows)
+
+  there = PartitionSpec(*rows, None)
+  return jax.shard_map(on_a_device, in_specs=(spec, rows), out_specs=there, check_vma=False)(table_VD, ids_M)
 
 
 def _lookup_forward(spec, size, table_VD, ids_M):
-  return _rows(table_VD, ids_M), ids_M
+  return _lookup(spec, size, table_VD, ids_M), ids_M
 
 
 def _lookup_backward(spec, size, ids_M, slope_MD):
-  def on_a_device(ids_M: jax.Array, slope_MD: jax.Array) -> jax.Array:
-    zeros_VD = jnp.zeros((size, slope_MD.shape[-1]), slope_MD.dtype)
-    return scattered(zeros_VD.at[ids_M].add(slope_MD), spec, there)
+  rows, names = _spec(ids_M), names_of(spec[1])
 
-  there = _spec(slope_MD)
-  local = jax.shard_map(on_a_device, in_specs=(_spec(ids_M), there), out_specs=spec, check_vma=False)
+  def on_a_device(ids_M: jax.Array, slope_MD: jax.Array) -> jax.Array:
+    slope_MD = to_columns(slope_MD, names, rows)
+    # Half of the tokens of a text are a few dozen words: in bfloat16 their sums would stand still.
+    zeros_VD = jnp.zeros((size, slope_MD.shape[-1]), jnp.float32)
+    grad_VD = zeros_VD.at[all_rows(ids_M, names, rows)].add(slope_MD.astype(jnp.float32))
+    return scattered(grad_VD.astype(slope_MD.dtype), PartitionSpec(None, None), over_copies)
+
+  there = PartitionSpec(*rows, None)
+  over_copies = PartitionSpec(tuple(name for part in rows for name in names_of(part) if name not in names), None)
+  local = jax.shard_map(on_a_device, in_specs=(rows, there), out_specs=spec, check_vma=False)
   return local(ids_M, slope_MD), None
 
 
