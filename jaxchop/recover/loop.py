@@ -4,7 +4,7 @@ import contextlib
 import dataclasses
 import json
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from jaxchop.compiler import compiler_options
+from jaxchop.data.batch import Batch
 from jaxchop.errors import Interrupted, JaxchopError, Preempted, UsageError
 from jaxchop.model.llama import Llama
 from jaxchop.parallel.channel import ALONE, Channel
@@ -24,7 +25,7 @@ from jaxchop.recover import saved
 from jaxchop.recover.checkpoint import Unsaved
 from jaxchop.recover.fading import Fading
 from jaxchop.recover.feed import Batches, blank, next_batch, placed
-from jaxchop.recover.fork import decay_only, origin_of
+from jaxchop.recover.fork import Origin, decay_only, origin_of
 from jaxchop.recover.held_out import HeldOut
 from jaxchop.recover.outcome import Recovered, outcome
 from jaxchop.recover.outlook import devices_of, in_words, outlook
@@ -69,18 +70,7 @@ def recover(
   Where `hosts` joins several processes, all of them call this alike, and what one of them hears or meets stops all of
   them after the same step.
   """
-  if config.steps < 1:
-    raise UsageError(f"recover.steps is {config.steps}; it takes at least one step to recover a model")
-  require(config.track)
-  _check_evaluation(config, held_out)
-  if stands_beside(config.distill) != (teacher is not None):
-    raise UsageError("recover.distill: give a teacher and a weight or hidden above 0, or neither")
-  identity = json.loads(json.dumps({**(meta or {}), "config": dataclasses.asdict(config)}))
-  origin = None
-  if config.fork is not None:
-    origin = origin_of(config, Path(folder), meta or {}, FREE, hosts)
-    config, identity = decay_only(config, origin), identity | {"forked": origin.step}
-  _refuse_another(hosts.gather("what is trained", identity))
+  config, identity, origin = _agreed(config, Path(folder), meta or {}, held_out, teacher, hosts)
   compile_seconds = 0.0
   way = way_of(config, model.config, len(model.layers))
   mesh = make_mesh(config.mesh, model.config, config.batch_size // config.accumulate, config.seq_len)
@@ -93,13 +83,13 @@ def recover(
     run = Run(model, way, config, Path(folder), identity, mesh, origin, hosts, taught)
     with contextlib.closing(run.curve):
       try:
-        if run.step < config.steps and not _heard(run, stop, hosts):
+        if run.step < config.steps and not _heard(run, stop):
           program, compile_seconds = _compiled(config, run, batches.segments, fading)
           evaluating = held_out is not None and config.evaluate_every
           measured = HeldOut(held_out, run) if evaluating else None
           # The first product of all processes waits half a minute for the last of them, and compiling may differ more.
           hosts.gather("compiled", True)
-          _train(run, program, batches, measured, along, stop, hosts)
+          _train(run, program, batches, measured, along, stop)
       except Unsaved:
         raise
       except JaxchopError:
@@ -111,11 +101,35 @@ def recover(
       run.finish()
       run.journal.note("end", step=run.step)
     recovered = run.model
-    if wish := _heard(run, stop, hosts):
+    if wish := _heard(run, stop):
       kind, name = (Preempted, "SIGTERM") if wish == Wish.TERMINATE else (Interrupted, "SIGINT")
       where = f"step {run.step} of {config.steps}, saved in {run.checkpoints.folder}"
       raise kind(f"{name} after {where}; run the same command again to go on")
   return outcome(run, recovered, compile_seconds)
+
+
+def _agreed(
+  config: RecoverConfig,
+  folder: Path,
+  meta: Mapping[str, Any],
+  held_out: NDArray[np.int32] | None,
+  teacher: Llama | None,
+  hosts: Channel,
+) -> tuple[RecoverConfig, dict[str, Any], Origin | None]:
+  """Returns settings that all processes share, what a checkpoint keeps of them, and what a fork begins with."""
+  if config.steps < 1:
+    raise UsageError(f"recover.steps is {config.steps}; it takes at least one step to recover a model")
+  require(config.track)
+  _check_evaluation(config, held_out)
+  if stands_beside(config.distill) != (teacher is not None):
+    raise UsageError("recover.distill: give a teacher and a weight or hidden above 0, or neither")
+  identity = json.loads(json.dumps({**meta, "config": dataclasses.asdict(config)}))
+  origin = None
+  if config.fork is not None:
+    origin = origin_of(config, folder, meta, FREE, hosts)
+    config, identity = decay_only(config, origin), identity | {"forked": origin.step}
+  _refuse_another(hosts.gather("what is trained", identity))
+  return config, identity, origin
 
 
 def _check_evaluation(config: RecoverConfig, held_out: NDArray[np.int32] | None) -> None:
@@ -125,9 +139,9 @@ def _check_evaluation(config: RecoverConfig, held_out: NDArray[np.int32] | None)
     raise UsageError(f"recover.evaluate_every: needs held-out windows of {config.seq_len + 1} tokens; give them")
 
 
-def _heard(run: Run, stop: Stop, hosts: Channel) -> Wish:
+def _heard(run: Run, stop: Stop) -> Wish:
   """Returns what this process has been told, at once; where it is not alone, what all of them know of."""
-  return run.wish if hosts.count > 1 else stop.wish
+  return run.wish if run.hosts.count > 1 else stop.wish
 
 
 def _refuse_another(identities: Sequence[Mapping[str, Any]]) -> None:
@@ -174,7 +188,6 @@ def _train(
   held_out: HeldOut | None,
   along: Along | None,
   stop: Stop,
-  hosts: Channel,
 ) -> None:
   """Runs the steps that are left, or fewer when a signal asks to stop; the last one is settled, not saved.
 
@@ -184,7 +197,7 @@ def _train(
   track = config.track if jax.process_index() == 0 else ()
   settings = dataclasses.asdict(config)
   # Alone, a process may stop at once; several have no time to agree on that between two batches.
-  stopped = lambda: hosts.count == 1 and stop.asked is not None  # noqa: E731
+  stopped = lambda: run.hosts.count == 1 and stop.asked is not None  # noqa: E731
   with (
     Trackers(track, folder, step=run.step, told=run.told, config=settings) as trackers,
     Profile(config.profile_steps, folder / "profile", left) as profile,
@@ -195,35 +208,60 @@ def _train(
     run.journal.note("train")
     failed: JaxchopError | None = None
     try:
-      while run.step < config.steps and not _heard(run, stop, hosts):
+      while run.step < config.steps and not _heard(run, stop):
         with profile.step(run.step + 1, run.settle):
-          hosts.doing(run.step + 1, "reading its rows")
-          run.clock.ask()
-          try:
-            run.checkpoints.poll()
-            batch = next_batch(records, run)
-          except JaxchopError as error:
-            failed, batch = failed or error, blank(config, run.mesh, batches.segments)
-            if hosts.count == 1:
-              raise
-          hosts.doing(run.step + 1, "running")
-          run.dispatch(program, placed(batch, run), Wish.FAIL if failed is not None else stop.wish)
-        measuring = held_out is not None and run.step % config.evaluate_every == 0
-        if measuring or run.step % config.checkpoint_every == 0:
-          run.settle()
-          if held_out is not None and measuring and run.wish != Wish.FAIL:
-            run.measure(partial(held_out.loss, stopped))
-          try:
-            run.save()
-          except Unsaved as error:
-            failed = error
-          if along is not None and measuring and failed is None and run.wish == Wish.NONE:
-            run.look(along, stopped)
+          failed = _stepped(run, program, records, batches.segments, stop, failed)
+        failed = _looked_after(run, held_out, along, stopped) or failed
     finally:
       # The step that was running when the data or a save failed is told of too.
       run.settle()
       run.listeners.clear()
-  _raise_together(failed, hosts)
+  _raise_together(failed, run.hosts)
+
+
+def _stepped(
+  run: Run,
+  program: Callable[..., Any],
+  records: Generator[Batch],
+  segments: bool,
+  stop: Stop,
+  failed: JaxchopError | None,
+) -> JaxchopError | None:
+  """Sends off the next step; returns what this process has met so far, which it tells the others with that step.
+
+  Alone, it raises what it meets.
+  """
+  run.hosts.doing(run.step + 1, "reading its rows")
+  run.clock.ask()
+  try:
+    run.checkpoints.poll()
+    batch = next_batch(records, run)
+  except JaxchopError as error:
+    if run.hosts.count == 1:
+      raise
+    failed, batch = failed or error, blank(run.config, run.mesh, segments)
+  run.hosts.doing(run.step + 1, "running")
+  run.dispatch(program, placed(batch, run), Wish.FAIL if failed is not None else stop.wish)
+  return failed
+
+
+def _looked_after(
+  run: Run, held_out: HeldOut | None, along: Along | None, stopped: Callable[[], bool]
+) -> JaxchopError | None:
+  """Measures and saves where it is time to; returns why a checkpoint could not be written."""
+  measuring = held_out is not None and run.step % run.config.evaluate_every == 0
+  if not measuring and run.step % run.config.checkpoint_every:
+    return None
+  run.settle()
+  if held_out is not None and measuring and run.wish != Wish.FAIL:
+    run.measure(partial(held_out.loss, stopped))
+  try:
+    run.save()
+  except Unsaved as error:
+    return error
+  if along is not None and measuring and run.wish == Wish.NONE:
+    run.look(along, stopped)
+  return None
 
 
 def _raise_together(failed: JaxchopError | None, hosts: Channel) -> None:

@@ -64,7 +64,7 @@ class Run:
 
     A run without a checkpoint of its own begins at its `origin`, if it is a fork.
     """
-    self.config, self.way, self.identity, self.mesh = config, way, identity, mesh
+    self.config, self.way, self.identity, self.mesh, self.hosts = config, way, identity, mesh, hosts
     self.checkpoints = Checkpoints(folder / "checkpoints", Keep.by(config), hosts)
     since, start = time.time(), time.monotonic()
     trained, frozen = way.split(model)
