@@ -3,6 +3,8 @@
 import subprocess
 import sys
 
+from types import SimpleNamespace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -40,6 +42,13 @@ def test_the_options_are_for_a_callers_own_jit_too():
 def test_other_devices_get_no_options(monkeypatch):
   monkeypatch.setattr(jax, "default_backend", lambda: "tpu")
   assert compiler.compiler_options() == {}
+
+
+def test_only_a_tpu_with_sparse_cores_has_them_exchange(monkeypatch):
+  monkeypatch.setattr(compiler, "_known", lambda *_: True)
+  with_some, without = (SimpleNamespace(platform="tpu", device_kind=f"TPU {kind}") for kind in ("v6 lite", "v5 lite"))
+  more = compiler.compiler_options(device=with_some).keys() - compiler.compiler_options(device=without).keys()
+  assert more == compiler._BY_SPARSE_CORE.keys()
 
 
 def test_a_compiler_without_the_choice_gets_none(monkeypatch):

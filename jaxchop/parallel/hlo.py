@@ -2,7 +2,7 @@
 
 The text is scheduled. Most instructions carry `estimated_cycles`; collectives and hand-written kernels do not. What
 stands in a loop runs as often as the loop turns. An asynchronous collective appears several times, in its start, its
-end and what runs meanwhile, by one channel id: it is counted once.
+end and what runs meanwhile, by one channel id: it is counted once. One that a SparseCore does is an asynchronous call.
 """
 
 import math
@@ -72,7 +72,7 @@ def read_cost(text: str, devices: int) -> Cost:
   computations = _computations(text)
   runs = _runs(computations)
   fused = {callee for body in computations.values() for one in body for callee in _called(one) if one.op == "fusion"}
-  with_matmul = _holding_matmul(computations)
+  with_matmul, beside = _holding_matmul(computations), _called_beside(computations)
   matmul, other, kernels, between = 0, 0, 0, 0
   found: dict[str, Collective] = {}
   for name, body in computations.items():
@@ -88,10 +88,10 @@ def read_cost(text: str, devices: int) -> Cost:
         between += times * _bytes(one.shape.partition(", u32")[0])
       elif (kind := one.op.removesuffix("-start")) in _KINDS:
         # In a fusion of its own it starts, ends or goes on beside something else.
-        overlapped = one.op.endswith("-start") or (name in fused and not name.startswith(_SCATTER))
-        here = _collective(one, kind, name, times, devices)._replace(overlapped=overlapped)
-        # One that nothing goes on beside stands in one place, and shares its channel with others of the program.
-        key = _channel(one) if overlapped else one.name
+        spread = one.op.endswith("-start") or (name in fused and not name.startswith(_SCATTER))
+        here = _collective(one, kind, name, times, devices)._replace(overlapped=spread or name in beside)
+        # One that stands in one place shares its channel with others of the program.
+        key = _channel(one) if spread else one.name
         found[key] = max(here, found.get(key, here), key=lambda each: (each.bytes, each.overlapped))
   return Cost(matmul, other, tuple(found.values()), between, kernels)
 
@@ -181,6 +181,22 @@ def _constant(one: Instruction | None) -> int | None:
     return None
   said = re.match(r"(-?\d+)\)", one.rest)
   return int(said[1]) if said else None
+
+
+def _called_beside(computations: dict[str, list[Instruction]]) -> set[str]:
+  """Returns the computations of asynchronous calls beside which the core has something to do before it needs them."""
+  found: set[str] = set()
+  for body in computations.values():
+    work, begun = 0, {}
+    for one in body:
+      if one.op == "call-start":
+        begun[one.name] = work, _called(one)
+      elif one.op == "call-done" and one.operands[0] in begun:
+        before, callees = begun[one.operands[0]]
+        found.update(callees if work > before else ())
+      else:
+        work += one.op == "while" or _CYCLES.search(one.rest) is not None
+  return found
 
 
 def _holding_matmul(computations: dict[str, list[Instruction]]) -> set[str]:

@@ -94,3 +94,36 @@ def test_what_is_sent_to_other_slices_by_instructions_of_their_own_counts_too():
 def test_a_text_of_another_form_is_refused():
   with pytest.raises(ValueError, match="no entry computation"):
     read_cost("module @jit_step {}", 2)
+
+
+# A SparseCore gathers beside a fusion, and scatters with nothing to do meanwhile.
+CALLS = """HloModule jit_step, is_scheduled=true
+
+%gathering (x: bf16[4,8]) -> bf16[8,8] {
+  %x = bf16[4,8]{1,0} parameter(0)
+  ROOT %all-gather.1 = bf16[8,8]{1,0} all-gather(%x), channel_id=1, replica_groups={{0,1}}, dimensions={0}
+}
+
+%scattering (z: f32[8,8]) -> f32[4,8] {
+  %z = f32[8,8]{1,0} parameter(0)
+  ROOT %reduce-scatter.1 = f32[4,8]{1,0} reduce-scatter(%z), channel_id=1, replica_groups={{0,1}}, to_apply=%add
+}
+
+ENTRY %main (p: bf16[4,8], q: f32[8,8]) -> f32[4,8] {
+  %p = bf16[4,8]{1,0} parameter(0)
+  %q = f32[8,8]{1,0} parameter(1)
+  %a.start = ((bf16[4,8]{1,0}), bf16[8,8]{1,0}) call-start(%p), async_execution_thread="sparsecore", to_apply=%gathering
+  %work = bf16[4,8]{1,0} fusion(%p), kind=kLoop, calls=%all, backend_config={"estimated_cycles":"100"}
+  %a.done = bf16[8,8]{1,0} call-done(%a.start)
+  %b.start = ((f32[8,8]{1,0}), f32[4,8]{1,0}) call-start(%q), async_execution_thread="sparsecore", to_apply=%scattering
+  %small = f32[] constant(0)
+  ROOT %b.done = f32[4,8]{1,0} call-done(%b.start)
+}
+"""
+
+
+def test_what_a_sparse_core_does_is_hidden_where_the_core_has_other_work():
+  assert read_cost(CALLS, 2).collectives == (
+    ("all-gather", (0, 1), 8 * 8 * 2 // 2, True),
+    ("reduce-scatter", (0, 1), 8 * 8 * 4 // 2, False),
+  )
