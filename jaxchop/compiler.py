@@ -37,8 +37,8 @@ _DETERMINED = {"xla_gpu_exclude_nondeterministic_ops": True}
 # are gathered explicitly here, and what is left of them scatters the head's gradient while it is computed.
 _SMALLER: dict[str, str | bool] = {"xla_tpu_enable_deduplicated_calls": True}
 # On a v6e the core waits for weights to be gathered and gradients to be scattered, unless its SparseCores do it
-# meanwhile: by the compiler's schedule that hides nine tenths of the bytes and costs no core time. With asynchronous
-# fusions, the other way, nothing scattered is hidden, and products are slower.
+# meanwhile: by the compiler's schedule a step of Llama-2-7B on 16 chips takes three quarters of the time, and less than
+# half of the memory. With asynchronous fusions, the other way, nothing scattered is hidden, and products are slower.
 _BY_SPARSE_CORE: dict[str, str | bool] = {
   "xla_tpu_enable_sparse_core_collective_offload_all_gather": True,
   "xla_tpu_enable_sparse_core_collective_offload_2d_all_gather": True,
