@@ -36,16 +36,23 @@ _DETERMINED = {"xla_gpu_exclude_nondeterministic_ops": True}
 # switch windowed products off (xla_jf_spmd_threshold_for_windowed_einsum_mib), which speeds up other programs: weights
 # are gathered explicitly here, and what is left of them scatters the head's gradient while it is computed.
 _SMALLER: dict[str, str | bool] = {"xla_tpu_enable_deduplicated_calls": True}
-# On a v6e the core waits for weights to be gathered and gradients to be scattered, unless its SparseCores do it
-# meanwhile: by the compiler's schedule a step of Llama-2-7B on 16 chips takes three quarters of the time, and less than
-# half of the memory. With asynchronous fusions, the other way, nothing scattered is hidden, and products are slower.
+# On 64 chips and more the compiler would gather some weights as a sum of arrays that are zero elsewhere: at twice the
+# bytes, on the core, which has to fill these arrays too. Of 16 chips it changes nothing.
+_GATHERED: dict[str, str | bool] = {"xla_tpu_prefer_async_allgather_to_allreduce": True}
+# On a v6e and a v5p the core waits for weights to be gathered and gradients to be scattered, unless its SparseCores do
+# it meanwhile: by the compiler's schedule a step of Llama-2-7B on 16 chips of v6e takes three quarters of the time, and
+# less than half of the memory; on v5p they scatter where the core would sum up whole gradients. With asynchronous
+# fusions, the other way, nothing scattered is hidden, and products are slower. What is for a torus of two or of three
+# axes changes nothing on the other.
 _BY_SPARSE_CORE: dict[str, str | bool] = {
   "xla_tpu_enable_sparse_core_collective_offload_all_gather": True,
   "xla_tpu_enable_sparse_core_collective_offload_2d_all_gather": True,
+  "xla_tpu_enable_sparse_core_collective_offload_3d_all_gather": True,
   "xla_tpu_enable_sparse_core_collective_offload_reduce_scatter": True,
+  "xla_tpu_enable_sparse_core_collective_offload_nd_reduce_scatter": True,
   "xla_tpu_use_tc_device_shape_on_sc": True,
 }
-_SPARSE_CORES = ("TPU v6 lite",)
+_SPARSE_CORES = ("TPU v6 lite", "TPU v5")
 
 
 def compiler_options(*, deterministic: bool = False, device: jax.Device | None = None) -> dict[str, str | bool]:
@@ -53,9 +60,9 @@ def compiler_options(*, deterministic: bool = False, device: jax.Device | None =
 
   That is, on a CPU exact float32 products and updates in place without a mesh, and under one collectives in one order
   where it has several devices of this process; on a GPU, if asked for, results that are the same each time; on a TPU
-  smaller code, and collectives by its SparseCores where it has some. Empty where there is nothing to say, or to a
-  compiler that has no such choice. `device` is one of those that the program is for, where it is not for this process's
-  own.
+  smaller code, weights gathered as such, and collectives by its SparseCores where these can. Empty where there is
+  nothing to say, or to a compiler that has no such choice. `device` is one of those that the program is for, where it
+  is not for this process's own.
   """
   wanted: dict[str, str | bool] = {}
   platform = jax.default_backend() if device is None else device.platform
@@ -67,7 +74,7 @@ def compiler_options(*, deterministic: bool = False, device: jax.Device | None =
     wanted = {**_DETERMINED}
   elif platform == "tpu":
     kind = (jax.devices()[0] if device is None else device).device_kind
-    wanted = {**_SMALLER, **(_BY_SPARSE_CORE if kind in _SPARSE_CORES else {})}
+    wanted = {**_SMALLER, **_GATHERED, **(_BY_SPARSE_CORE if kind in _SPARSE_CORES else {})}
   return {name: value for name, value in wanted.items() if _known(name, value, device)}
 
 

@@ -43,9 +43,10 @@ def test_other_devices_get_no_options(monkeypatch):
   assert compiler.compiler_options() == {}
 
 
-def test_only_a_tpu_with_sparse_cores_has_them_exchange(monkeypatch):
+@pytest.mark.parametrize("kind", ["v6 lite", "v5"])
+def test_only_a_tpu_with_sparse_cores_has_them_exchange(kind, monkeypatch):
   monkeypatch.setattr(compiler, "_known", lambda *_: True)
-  with_some, without = (SimpleNamespace(platform="tpu", device_kind=f"TPU {kind}") for kind in ("v6 lite", "v5 lite"))
+  with_some, without = (SimpleNamespace(platform="tpu", device_kind=f"TPU {kind}") for kind in (kind, "v5 lite"))
   more = compiler.compiler_options(device=with_some).keys() - compiler.compiler_options(device=without).keys()
   assert more == compiler._BY_SPARSE_CORE.keys()
 

@@ -16,7 +16,8 @@ from jaxchop.parallel.replica_groups import replica_groups
 _HEAD = re.compile(r"(?P<entry>ENTRY )?%(?P<name>[^\s(]+) .*\{$")
 _LINE = re.compile(r"  (?P<root>ROOT )?%(?P<name>\S+) = (?P<shape>\(.*?\)|\S+) (?P<op>[a-z][a-z0-9-]*)\((?P<rest>.*)$")
 _ARRAY = re.compile(r"\b(pred|[a-z]+\d+[a-z0-9]*)\[([\d,]*)\]")
-_CYCLES = re.compile(r'"estimated_cycles":"(\d+)"')
+# The largest number of 64 bits says that it cannot be told, as of some copies for TPU7x.
+_CYCLES = re.compile(r'"estimated_cycles":"(?!9223372036854775807")(\d+)"')
 _CALLED = re.compile(r"\b(?:calls|to_apply|condition|body|true_computation|false_computation)=%([^\s,}]+)")
 _BRANCHES = re.compile(r"branch_computations=\{([^}]*)\}")
 _CHANNEL = re.compile(r"channel_id=(\d+)")

@@ -18,7 +18,7 @@ from jaxchop.preflight.schedule import schedule
 from jaxchop.recover.saved import program_digest, save, saved_digest
 
 # Answers of another form, or read in another way, are got anew.
-_FORM = 2
+_FORM = 3
 _OOM = re.compile(r"\((?P<need>[\d.]+)(?P<unit>[KMGT]?)\) exceeds available HBM \((?P<most>[\d.]+)(?P<per>[KMGT]?)\)")
 _USED = re.compile(r"Used (?P<need>[\d.]+)(?P<unit>[KMGT]?) of (?P<most>[\d.]+)(?P<per>[KMGT]?) hbm", re.IGNORECASE)
 _UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}

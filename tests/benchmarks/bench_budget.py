@@ -36,12 +36,13 @@ HEAD = (
   "gathered, GB",
   "scattered, GB",
   "all-reduced, GB",
+  "exchanged, GB",
   "core, s",
   "step, s",
   "s to compile",
 )
 CORE = "matrix products", "memory and other operations"
-_KINDS = "all-gather", "reduce-scatter", "all-reduce"
+_KINDS = "all-gather", "reduce-scatter", "all-reduce", "all-to-all"
 WORDS = """# The budget of a step
 
 Llama-2-7B and Llama-3.1-8B trained whole on TPU slices: {tokens:,} tokens a chip in one micro-batch, `fsdp` over all

@@ -62,6 +62,11 @@ def test_cycles_count_as_often_as_their_loop_turns():
   assert (cost.matmul_cycles, cost.other_cycles, cost.kernels) == (300, 15, 1)
 
 
+def test_cycles_that_cannot_be_told_count_as_none():
+  cost = read_cost(TEXT.replace('"estimated_cycles":"5"', f'"estimated_cycles":"{2**63 - 1}"'), 2)
+  assert (cost.matmul_cycles, cost.other_cycles) == (300, 0)
+
+
 def test_a_collective_counts_once_a_turn_by_the_bytes_it_sends():
   found = {one.kind: one for one in read_cost(TEXT, 2).collectives}
   assert found["all-gather"] == ("all-gather", (0, 1), 3 * 8 * 8 * 2 // 2, True)
