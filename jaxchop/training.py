@@ -135,6 +135,8 @@ class RecoverConfig:
   """Type of the forward and backward pass; master weights and optimizer are float32."""
   z_loss: float = 0.0
   """Weight of the mean squared logsumexp of the logits, which keeps them from drifting; PaLM took 1e-4."""
+  loss_chunk: int = 1024
+  """Tokens whose logits a device holds at once; fewer take less memory, and more passes over the head's gradient."""
   layout: Literal["scan", "unrolled"] = "scan"
   """How the step walks the layers: one compiled layer scanned, or each compiled by itself."""
   remat: Literal["none", "dots", "full", "offload"] = "dots"

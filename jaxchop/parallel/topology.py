@@ -35,7 +35,7 @@ _NAMES = "v5e:2x2 v5e:4x4 v5e:16x16 v6e:4x4 v5p:2x2x4 v4:4x4x4 tpu7x:2x2x1"
 
 
 class Chip(NamedTuple):
-  """One kind of TPU device, which is a chip or, on v4 and 7x, one of its two cores."""
+  """One kind of TPU device, which is a chip or, on 7x, one of its two cores."""
 
   # Bytes that programs may use; the compiler refuses to plan for more.
   hbm: int
@@ -48,13 +48,13 @@ class Chip(NamedTuple):
   devices: int = 1
 
 
-# By the name of the kind. HBM and clocks: of v5e and v6e measured by compiling, of the others, and all links, taken
+# By the name of the kind. HBM, and the clocks of v4, v5e and v6e: measured by compiling; of the others, and all links:
 # from the pages of each generation at docs.cloud.google.com/tpu and jax-ml.github.io/scaling-book, chapter 2.
 _CHIPS = {
   "TPU v5 lite": Chip(int(15.75 * _GIB), 1.503e9, 9e10, 3.1e9),
   "TPU v6 lite": Chip(int(31.24 * _GIB), 1.751e9, 1.8e11, 12.5e9),
   "TPU v5": Chip(int(95.74 * _GIB), 1.751e9, 1.8e11, 6.2e9),
-  "TPU v4": Chip(16 * _GIB, 1.05e9, 9e10, 3.1e9, 2),
+  "TPU v4": Chip(int(30.75 * _GIB), 1.05e9, 9e10, 3.1e9),
   "TPU7x": Chip(96 * _GIB, 1.9e9, 1.8e11, 6.2e9, 2),
 }
 
@@ -77,6 +77,9 @@ def devices_of(topology: str, slices: int = 1) -> list[jax.Device]:
   if set(topology.partition(":")[2].split("x")) == {"1"}:
     # A host has four chips unless it is told otherwise.
     given["chips_per_host_bounds"] = [1, 1, 1]
+  if topology.startswith("v4:"):
+    # Both cores of a chip are one device there, as on a TPU VM.
+    given["chip_config_name"] = "megacore"
   try:
     return list(topologies.get_topology_desc(platform="tpu", topology_name=topology, **given).devices)
   except jax.errors.JaxRuntimeError as error:

@@ -21,6 +21,8 @@ from jaxchop.training import MeshConfig
 log = logging.getLogger("jaxchop")
 # From what keeps the most to what computes the most again.
 _REMATS = ("none", "dots", "full")
+# Tokens whose logits are held at once, where the usual number is too many: of fewer, products are slow.
+_SMALL_CHUNK = 256
 # At most so many candidates of one search are compiled; near a setting, so many splits of the devices are looked at
 # before larger slices, and so many candidates in all.
 TRIES, _SPLITS, _LOOKS = 6, 12, 100
@@ -44,9 +46,10 @@ class Guess(NamedTuple):
 def nearest(question: Question, found: dict[str, Any] | None, cache: Path) -> Tried | None:
   """Returns the first setting near a question's that fits, or None; `found` is the answer to the question itself.
 
-  Tried in this order: more micro-batches, more remat, both, another split of the devices, a larger slice.
+  Tried in this order: more micro-batches, more remat, both, logits of fewer tokens at once, another split of the
+  devices, a larger slice.
   """
-  short = 0.0 if found is None else _short(found)
+  short = 0.0 if found is None else _short(found, guessed(question))
   tried = 0
   for words, candidate in itertools.islice(_near(question), _LOOKS):
     try:
@@ -60,15 +63,15 @@ def nearest(question: Question, found: dict[str, Any] | None, cache: Path) -> Tr
     told = answer(candidate, cache)
     if told["fits"]:
       return Tried(words, candidate, told)
-    short = _short(told)
+    short = _short(told, guess)
     if (tried := tried + 1) == TRIES:
       break
   return None
 
 
-def _short(found: dict[str, Any]) -> float:
-  """Returns what the compiler needs beyond what is known of a setting's parts, on all devices: mostly cut as these."""
-  return max(found["memory"]["needed"] - sum(found["parts"].values()), 0) * found["devices"]
+def _short(found: dict[str, Any], guess: Guess) -> float:
+  """Returns what the compiler needs beyond what a formula knows of a setting, on all devices: mostly cut as that."""
+  return max(found["memory"]["needed"] - guess.least_bytes, 0) * found["devices"]
 
 
 def fastest(question: Question, cache: Path, tries: int = TRIES) -> list[Tried]:
@@ -109,7 +112,7 @@ def guessed(question: Question) -> Guess:
     raise UsageError("mesh: some of the devices would have nothing to do")
   config, student = question.training.config, question.training.student
   shape = dict.fromkeys(AXES, 1) if planned.mesh is None else dict(planned.mesh.shape)
-  held = bytes_per_device(planned.state) + _kept(question, len(devices) // shape["tensor"])
+  held = bytes_per_device(planned.state) + _kept(question, len(devices) // shape["tensor"], shape["tensor"])
   parameters = bytes_per_device(planned.state.trained) * len(devices) / shape["data"]
   # Weights are gathered twice and gradients scattered once a micro-batch, in two bytes; a copy sums up whole gradients.
   cut = shape["fsdp"] * shape["context"]
@@ -123,14 +126,19 @@ def guessed(question: Question) -> Guess:
   return Guess(held, seconds)
 
 
-def _kept(question: Question, parts: int) -> int:
-  """Returns the bytes that a device keeps at least of a micro-batch whose tokens are cut into so many parts."""
+def _kept(question: Question, parts: int, tensor: int) -> int:
+  """Returns the bytes that a device keeps at least of a micro-batch whose tokens are cut into so many parts.
+
+  That is what the backward pass needs, and the logits of a chunk of tokens over a part of the vocabulary.
+  """
   config, (model, layers) = question.training.config, question.training.student
+  tokens = question.training.rows * config.seq_len // parts
+  logits = 4 * min(config.loss_chunk, tokens) * model.vocab_size // tensor
   width = model.width
   if config.remat in ("none", "dots"):
     width += 2 * model.width + 2 * (model.heads + model.kv_heads) * model.head_dim + 2 * model.mlp_width
   element = 2 if config.compute_dtype == "bfloat16" else 4
-  return element * layers * width * question.training.rows * config.seq_len // parts
+  return element * layers * width * tokens + logits
 
 
 def _near(question: Question) -> Iterator[tuple[str, Question]]:
@@ -146,6 +154,14 @@ def _near(question: Question) -> Iterator[tuple[str, Question]]:
     yield f"recover.remat {remat}", question.changed(remat=remat)
   for remat, count in itertools.product(remats[-1:], smaller[:4]):
     yield f"recover.remat {remat}, recover.accumulate {count}", question.changed(remat=remat, accumulate=count)
+  if config.loss_chunk > _SMALL_CHUNK:
+    for remat, count in itertools.product(
+      dict.fromkeys((config.remat, *remats[-1:])), (config.accumulate, *smaller[:4])
+    ):
+      told = [f"recover.remat {remat}"] * (remat != config.remat)
+      told += [f"recover.accumulate {count}"] * (count != config.accumulate)
+      changed = question.changed(loss_chunk=_SMALL_CHUNK, remat=remat, accumulate=count)
+      yield ", ".join([f"recover.loss_chunk {_SMALL_CHUNK}", *told]), changed
   # A mesh that cannot divide the rows of a micro-batch wants more of them.
   for count in larger_rows[:3]:
     yield f"recover.accumulate {count}", question.changed(accumulate=count)

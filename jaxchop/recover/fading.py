@@ -66,6 +66,8 @@ def faded_loss(
   x_BTD, changes_L = hidden_and(
     model, ids_BT, change, going_L, segments_BT=segments_BT, layout=config.layout, remat=config.remat
   )
-  loss = next_token_loss(model.norm(x_BTD), model.head_DV(), target_BT, weight_BT, z_loss=config.z_loss)
+  loss = next_token_loss(
+    model.norm(x_BTD), model.head_DV(), target_BT, weight_BT, chunk=config.loss_chunk, z_loss=config.z_loss
+  )
   told = {"loss": loss, "change": jnp.sum(changes_L) / len(fading.layers)}
   return loss + fading.penalty * told["change"], told

@@ -7,7 +7,7 @@ import jax
 from jax.sharding import PartitionSpec
 
 from jaxchop.data.batch import Batch
-from jaxchop.model.chunks import CHUNK, joined, logits, split
+from jaxchop.model.chunks import joined, logits, split
 from jaxchop.model.divergence import Likely, Teaching, distilled_loss
 from jaxchop.model.llama import Llama, hidden
 from jaxchop.model.placement import gathered, merged, parted, placed, spec_of
@@ -33,7 +33,7 @@ def most_likely(teacher: Llama, batch: Batch, config: RecoverConfig) -> Likely:
     return None, Likely(ids_CK, best_CK - log_z_C[:, None])
 
   rows_MD = merged(x_BTD, 1)
-  _, found = jax.lax.scan(chunk, None, split(rows_MD, CHUNK))
+  _, found = jax.lax.scan(chunk, None, split(rows_MD, config.loss_chunk))
   return Likely(*(in_order(parted(joined(a, rows_MD), x_BTD, 1)) for a in found))
 
 
@@ -48,5 +48,7 @@ def learned(student: Llama, batch: Batch, config: RecoverConfig) -> tuple[jax.Ar
   x_BTD = hidden(student, ids_BT, segments_BT=segments_BT, layout=config.layout, remat=config.remat)
   teaching = Teaching(settings.divergence, settings.weight, settings.temperature, config.z_loss)
   likely = Likely(*map(in_stripes, batch.likely))
-  loss, divergence = distilled_loss(student.norm(x_BTD), student.head_DV(), likely, target_BT, weight_BT, teaching)
+  loss, divergence = distilled_loss(
+    student.norm(x_BTD), student.head_DV(), likely, target_BT, weight_BT, teaching, chunk=config.loss_chunk
+  )
   return loss, {"loss": loss, "divergence": divergence}

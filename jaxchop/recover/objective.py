@@ -8,6 +8,7 @@ from flax import nnx
 
 from jaxchop.data.batch import Batch
 from jaxchop.model.adapter import noisy
+from jaxchop.model.chunks import CHUNK
 from jaxchop.model.computing import cast
 from jaxchop.model.llama import Layout, Llama, Remat, hidden
 from jaxchop.model.loss import next_token_loss
@@ -22,17 +23,18 @@ def summed_loss(
   layout: Layout = "scan",
   remat: Remat = "dots",
   z_loss: float = 0.0,
+  chunk: int = CHUNK,
 ) -> jax.Array:
   """Returns the weighted sum of negative log-likelihoods, in nats, as a float32 scalar.
 
-  `z_loss` is in its gradient only, see next_token_loss.
+  `z_loss` is in its gradient only, see next_token_loss; logits exist of `chunk` tokens at a time.
 
   The weights are cast to `compute_dtype` here, so gradients come back in the dtype of the master weights.
   """
   model = computing(model, batch, compute_dtype, layout)
   ids_BT, target_BT, weight_BT, segments_BT = inputs(batch)
   x_BTD = model.norm(hidden(model, ids_BT, segments_BT=segments_BT, layout=layout, remat=remat))
-  return next_token_loss(x_BTD, model.head_DV(), target_BT, weight_BT, z_loss=z_loss)
+  return next_token_loss(x_BTD, model.head_DV(), target_BT, weight_BT, chunk=chunk, z_loss=z_loss)
 
 
 def computing(model: Llama, batch: Batch, compute_dtype: str, layout: Layout) -> Llama:

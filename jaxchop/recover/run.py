@@ -33,7 +33,8 @@ from jaxchop.training import RecoverConfig
 
 log = logging.getLogger("jaxchop")
 # Settings that change how a step is computed or kept, not which step it is: a run may go on with others.
-FREE = {"accumulate", "layout", "remat", "mesh", "checkpoint_every", "keep_checkpoints", "keep_every", "keep_best"}
+FREE = {"accumulate", "layout", "loss_chunk", "remat", "mesh"}
+FREE |= {"checkpoint_every", "keep_checkpoints", "keep_every", "keep_best"}
 FREE |= {"evaluate_every", "evaluate_windows", "evaluate_suite", "deterministic"}
 FREE |= {"skip_nonfinite", "spike", "track", "profile_steps", "program"}
 # Measures a model and returns figures by name (evaluate/figures.py), each with its protocol; None once the other

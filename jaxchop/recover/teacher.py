@@ -135,6 +135,7 @@ def distilled(
     target_BT,
     weight_BT,
     teaching,
+    chunk=config.loss_chunk,
   )
   told = {"loss": loss, "divergence": divergence}
   if not matching:

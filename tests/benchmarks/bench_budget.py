@@ -4,8 +4,8 @@
 
 Each row is `jaxchop preflight` of the shipped 7B recipe with 4,096 tokens a chip in one micro-batch, `layout: unrolled`
 and `remat: full`, at full depth and without a quarter of the layers, of 2,048 and of 4,096 tokens a sequence. A row
-takes minutes; finished ones are in docs/budget.json, and are compiled again with `--again` alone. At its end it prints
-the table as it stands in docs/budget.md.
+takes minutes; finished ones are in docs/budget.json, and are compiled again with `--again` alone. The table stands in
+BUILD.md, where it is written anew after each row, and is printed at the end.
 """
 
 import argparse
@@ -22,9 +22,11 @@ from jaxchop.preflight.command import preflight
 from jaxchop.recipes import read_recipe
 
 ROOT = Path(__file__).parents[2]
-RECIPE, ROWS, TABLE = (
-  ROOT / name for name in ("configs/slices/llama-2-7b-v5e-4x4.yaml", "docs/budget.json", "docs/budget.md")
+RECIPE, ROWS, PAGE = (
+  ROOT / name for name in ("configs/slices/llama-2-7b-v5e-4x4.yaml", "docs/budget.json", "BUILD.md")
 )
+# The table stands between these lines of the page.
+_FROM, _TO = "<!-- budget: made by tests/benchmarks/bench_budget.py -->\n", "<!-- end of budget -->\n"
 MODELS = {"Llama-2-7B": "meta-llama/Llama-2-7b-hf", "Llama-3.1-8B": "meta-llama/Llama-3.1-8B"}
 TOKENS_A_CHIP = 4096
 HEAD = (
@@ -43,14 +45,11 @@ HEAD = (
 )
 CORE = "matrix products", "memory and other operations"
 _KINDS = "all-gather", "reduce-scatter", "all-reduce", "all-to-all"
-WORDS = """# The budget of a step
-
-Llama-2-7B and Llama-3.1-8B trained whole on TPU slices: {tokens:,} tokens a chip in one micro-batch, `fsdp` over all
-chips, `layout: unrolled`, `remat: full`, float32 parameters and Adam, compute in bfloat16. Figures are the compiler's,
-of one chip and one step ({versions}); bytes are those on the wire. Seconds are its own schedule: on the core without
-attention kernels, and of the whole step, with these at the chip's peak, which they do not reach, and with what of the
-wire nothing hides. They compare settings; nothing here was run on a TPU.
-`python tests/benchmarks/bench_budget.py` makes the table.
+WORDS = """Figures are the compiler's, of one chip and one step ({versions}): {tokens:,} tokens a chip
+in one micro-batch, `fsdp` over all chips, `layout: unrolled`, `remat: full`, float32 parameters and Adam, compute in
+bfloat16. Bytes are those on the wire. Seconds are its own schedule: on the core without attention kernels, and of the
+whole step, with these at the chip's peak, which they do not reach, and with what of the wire nothing hides. They
+compare settings; nothing here was run on a TPU. `python tests/benchmarks/bench_budget.py` makes the table.
 
 """
 
@@ -131,6 +130,12 @@ def table(found: Mapping[str, Mapping[str, Any]]) -> str:
   return WORDS.format(tokens=TOKENS_A_CHIP, versions="; ".join(made)) + "\n".join(lines) + "\n"
 
 
+def in_page(page: str, made: str) -> str:
+  """Returns the page with the table that was made in the place of the one that it holds."""
+  before, _, rest = page.partition(_FROM)
+  return before + _FROM + made + _TO + rest.partition(_TO)[2]
+
+
 def main() -> None:
   parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
   parser.add_argument("--only", default="", help="rows whose key holds this, as 'Llama-2-7B v5e:4x4'")
@@ -141,7 +146,7 @@ def main() -> None:
     if options.only in row.key and (options.again or row.key not in found):
       found[row.key] = budget(compiled(row))
       write_json(ROWS, found)
-      write_text(TABLE, table(found))
+      write_text(PAGE, in_page(PAGE.read_text(), table(found)))
   print(table(found))
 
 

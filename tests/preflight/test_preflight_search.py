@@ -66,6 +66,15 @@ def test_the_smallest_change_that_fits_is_proposed(compiler, tmp_path):
   assert tried == [(4, "none"), (2, "dots"), (2, "full")]
 
 
+def test_logits_of_fewer_tokens_at_once_are_tried_before_another_split(compiler, tmp_path):
+  compiler(lambda each: each.training.config.loss_chunk < 1024)
+  assert search.nearest(question(), None, tmp_path).words == "recover.loss_chunk 256"
+  # Where a device has no more tokens than that, it is no help.
+  long, short = question(seq_len=2048), question()
+  for asked, smaller in ((long, True), (short, False)):
+    assert (search.guessed(asked.changed(loss_chunk=256)).least_bytes < search.guessed(asked).least_bytes) is smaller
+
+
 def test_what_cannot_fit_by_formula_is_not_compiled_and_a_search_ends(compiler, tmp_path):
   asked = compiler(lambda each: False, GENEROUS._replace(hbm=1000))
   assert search.nearest(question(), None, tmp_path) is None and asked.asked == []

@@ -43,6 +43,13 @@ def stepped(
   return model, opt_state, metrics
 
 
+def logits_at_once(chunk: int) -> int:
+  """Returns the tokens of the largest array of logits in a step of 48 tokens."""
+  config, model = settings(loss_chunk=chunk), tiny_model(1)
+  text = jax.jit(make_step(config)).lower(model, init_optimizer(config, model), batch_of(records(0))).as_text()
+  return max(int(tokens) for tokens in re.findall(rf"tensor<{model.config.vocab_size}x(\d+)xf32>", text))
+
+
 def gradient(layout: str, remat: str, accumulate: int):
   loss_of = partial(summed_loss, layout=layout, remat=remat)
   return jax.jit(partial(mean_loss_and_gradient, loss_of, accumulate=accumulate))(tiny_model(2), uneven())
@@ -142,6 +149,14 @@ def test_z_loss_pulls_the_logits_and_leaves_the_loss_that_is_told() -> None:
   assert plain.loss == pulled.loss and abs(plain.grad_norm - pulled.grad_norm) > 1e-3
   with pytest.raises(UsageError, match=r"recover\.z_loss is -1"):
     make_step(settings(z_loss=-1))
+
+
+def test_logits_of_fewer_tokens_at_once_are_the_same_step() -> None:
+  (_, _, whole), (_, _, parts) = (stepped(batch_of(records(0)), loss_chunk=chunk) for chunk in (1024, 5))
+  np.testing.assert_allclose(parts[:2], whole[:2], rtol=1e-6)
+  assert logits_at_once(5) < logits_at_once(48) == logits_at_once(1024)
+  with pytest.raises(UsageError, match=r"recover\.loss_chunk is 0"):
+    make_step(settings(loss_chunk=0))
 
 
 def test_accumulation_must_divide_the_batch() -> None:
