@@ -7,7 +7,8 @@ import sys
 
 import pytest
 
-from jaxchop.cli import main, parser
+from jaxchop.arguments import parser
+from jaxchop.cli import main
 from jaxchop.config import Recipe
 
 COMMANDS = ("run", "inspect", "score", "prune", "recover", "evaluate", "export", "check", "report", "data build")
@@ -35,7 +36,7 @@ def test_every_command_explains_every_option(command, capsys):
 
 
 def test_help_needs_no_jax():
-  script = "import sys; from jaxchop.cli import parser; parser().format_help(); assert 'jax' not in sys.modules"
+  script = "import sys; from jaxchop.arguments import parser; parser().format_help(); assert 'jax' not in sys.modules"
   subprocess.run([sys.executable, "-c", script], check=True)
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from jaxchop.cli import parser
+from jaxchop.arguments import parser
 from jaxchop.config import PruneConfig
 from jaxchop.errors import UsageError
 from jaxchop.prune.select import targets

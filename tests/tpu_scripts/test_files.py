@@ -12,7 +12,7 @@ import pytest
 import yaml
 from tpu_cloud import ROOT
 
-from jaxchop.cli import parser
+from jaxchop.arguments import parser
 
 FOLDER = ROOT / "tpu_scripts"
 # Of the environment that the tests run in, also where that is not on PATH.
