@@ -22,7 +22,7 @@ class Compiler:
   """Says that a setting fits where `fits` does, and remembers what it was asked."""
 
   def __init__(self, fits):
-    self.fits, self.asked = fits, []
+    self.fits, self.asked, self.needed = fits, [], 1000
 
   def __call__(self, question: Question, cache: Path) -> dict:
     self.asked.append(question)
@@ -31,7 +31,7 @@ class Compiler:
     fits = self.fits(question)
     return {
       "fits": fits,
-      "memory": {"needed": 1000},
+      "memory": {"needed": self.needed},
       "parts": {"parameters": 900},
       "devices": 4,
       "schedule": {"seconds": seconds} if fits else None,
@@ -88,6 +88,14 @@ def test_meshes_are_compared_by_what_the_compiler_says(compiler, tmp_path):
   assert len(found) == len(asked.asked) == search.TRIES
   seconds = [sum(each.found["schedule"]["seconds"].values()) if each.found["fits"] else math.inf for each in found]
   assert seconds == sorted(seconds)
+
+
+def test_what_one_mesh_turned_out_to_need_is_not_tried_with_others(compiler, tmp_path):
+  asked = compiler(lambda each: each.training.config.remat != "none")
+  asked.needed = 2 * GENEROUS.hbm
+  found = search.fastest(question(), tmp_path)
+  assert [each.training.config.remat for each in asked.asked].count("none") == 1
+  assert sum(each.found["fits"] for each in found) == search.TRIES - 1
 
 
 def test_no_mesh_at_all_is_wrong_usage(compiler, tmp_path):
