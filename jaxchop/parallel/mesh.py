@@ -29,9 +29,10 @@ def make_mesh(
   """Returns a mesh for batches of `rows` sequences of `length` tokens, or None where it would be a single device.
 
   An axis of -1 takes the devices that are left; where batch or model do not divide among all of them, one process takes
-  as many as they do divide among, and says so. Raises UsageError when the axes fit neither devices nor batch nor model.
+  as many as they do divide among, and says so unless it was given others than its own. Raises UsageError when the axes
+  fit neither devices nor batch nor model.
   """
-  devices = jax.devices() if devices is None else devices
+  here, devices = devices is None, jax.devices() if devices is None else devices
   together = len({device.process_index for device in devices}) > 1
   sizes = _filled({axis: getattr(config, axis) for axis in AXES}, model, rows, length, len(devices), together)
   count = math.prod(sizes.values())
@@ -45,7 +46,7 @@ def make_mesh(
     )
   if misfit := _misfit(sizes, model, length):
     raise UsageError(misfit)
-  if count < len(devices):
+  if here and count < len(devices):
     log.info("mesh: %d of %d devices work: %s", count, len(devices), _words(sizes))
   if count == 1:
     return None

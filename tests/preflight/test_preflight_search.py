@@ -98,6 +98,15 @@ def test_what_one_mesh_turned_out_to_need_is_not_tried_with_others(compiler, tmp
   assert sum(each.found["fits"] for each in found) == search.TRIES - 1
 
 
+def test_what_candidates_leave_idle_is_not_told(compiler, tmp_path, caplog):
+  compiler(lambda each: True)
+  caplog.set_level("INFO", "jaxchop")
+  # Eight micro-batches have rows for two of the four devices.
+  with pytest.raises(UsageError, match=r"some of the devices would have nothing to do"):
+    search.guessed(question().changed(accumulate=8))
+  assert not caplog.messages
+
+
 def test_no_mesh_at_all_is_wrong_usage(compiler, tmp_path):
   compiler(lambda each: True)
   # Three rows go into four devices in no way, and tensor and context have four parts of nothing.
