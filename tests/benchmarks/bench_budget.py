@@ -132,8 +132,9 @@ def table(found: Mapping[str, Mapping[str, Any]]) -> str:
 
 def in_page(page: str, made: str) -> str:
   """Returns the page with the table that was made in the place of the one that it holds."""
-  before, _, rest = page.partition(_FROM)
-  return before + _FROM + made + _TO + rest.partition(_TO)[2]
+  before, rest = page.split(_FROM)
+  _, after = rest.split(_TO)
+  return before + _FROM + made + _TO + after
 
 
 def main() -> None:
