@@ -32,9 +32,7 @@ _IN_PLACE = {"xla_cpu_copy_insertion_use_region_analysis": True}
 _ORDERED = {"xla_cpu_scheduler_type": "CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED"}
 # A training step takes 1.3 times as long with it on an H100 (SmolLM2, 16 sequences of 1024 in bfloat16).
 _DETERMINED = {"xla_gpu_exclude_nondeterministic_ops": True}
-# Code that is the same for several layers is emitted once: an eighth of it for an unrolled list. Not yet among these is
-# to switch windowed products off (xla_jf_spmd_threshold_for_windowed_einsum_mib), which would take 1.5 % of a step's
-# time on v5e, see BUILD.md.
+# Code that is the same for several layers is emitted once: an eighth of it for an unrolled list.
 _SMALLER: dict[str, str | bool] = {"xla_tpu_enable_deduplicated_calls": True}
 # On 64 chips and more the compiler would gather some weights as a sum of arrays that are zero elsewhere: at twice the
 # bytes, on the core, which has to fill these arrays too. Of 16 chips it changes nothing.
@@ -54,7 +52,22 @@ _BY_SPARSE_CORE: dict[str, str | bool] = {
   # Their code, too, is made once for all layers: four layers compile in 98 s on v5p then, not in 242.
   "xla_tpu_enable_sparse_core_computation_deduplication": True,
 }
-_SPARSE_CORES = ("TPU v6 lite", "TPU v5")
+
+
+def _working_memory(mebibytes: int) -> dict[str, str | bool]:
+  """Lets one operation use so much of a core's vector memory, beside what lies there for a later one.
+
+  With the default, about 16 MiB of 128 on v5e, the compiler puts a gathered weight there, and then has no room for a
+  product's best blocks: some take a fifth longer. Of much more a step gains little, and activations leave for HBM.
+  """
+  return {"xla_tpu_scoped_vmem_limit_kib": str(mebibytes * 1024)}
+
+
+_BY_KIND: dict[str, dict[str, str | bool]] = {
+  "TPU v5 lite": _working_memory(32),
+  "TPU v5": {**_working_memory(48), **_BY_SPARSE_CORE},
+  "TPU v6 lite": _BY_SPARSE_CORE,
+}
 
 
 def compiler_options(*, deterministic: bool = False, device: jax.Device | None = None) -> dict[str, str | bool]:
@@ -62,9 +75,9 @@ def compiler_options(*, deterministic: bool = False, device: jax.Device | None =
 
   That is, on a CPU exact float32 products and updates in place without a mesh, and under one collectives in one order
   where it has several devices of this process; on a GPU, if asked for, results that are the same each time; on a TPU
-  smaller code, weights gathered as such, and collectives by its SparseCores where these can. Empty where there is
-  nothing to say, or to a compiler that has no such choice. `device` is one of those that the program is for, where it
-  is not for this process's own.
+  smaller code, weights gathered as such, and what is best for its kind. Empty where there is nothing to say, or to a
+  compiler that has no such choice. `device` is one of those that the program is for, where it is not for this process's
+  own.
   """
   wanted: dict[str, str | bool] = {}
   platform = jax.default_backend() if device is None else device.platform
@@ -76,7 +89,7 @@ def compiler_options(*, deterministic: bool = False, device: jax.Device | None =
     wanted = {**_DETERMINED}
   elif platform == "tpu":
     kind = (jax.devices()[0] if device is None else device).device_kind
-    wanted = {**_SMALLER, **_GATHERED, **(_BY_SPARSE_CORE if kind in _SPARSE_CORES else {})}
+    wanted = {**_SMALLER, **_GATHERED, **_BY_KIND.get(kind, {})}
   return {name: value for name, value in wanted.items() if _known(name, value, device)}
 
 

@@ -43,12 +43,14 @@ def test_other_devices_get_no_options(monkeypatch):
   assert compiler.compiler_options() == {}
 
 
-@pytest.mark.parametrize("kind", ["v6 lite", "v5"])
-def test_only_a_tpu_with_sparse_cores_has_them_exchange(kind, monkeypatch):
+@pytest.mark.parametrize("kind", ["v4", "v5 lite", "v5", "v6 lite"])
+def test_each_kind_of_tpu_has_its_own_beside_what_all_have(kind, monkeypatch):
   monkeypatch.setattr(compiler, "_known", lambda *_: True)
-  with_some, without = (SimpleNamespace(platform="tpu", device_kind=f"TPU {kind}") for kind in (kind, "v5 lite"))
-  more = compiler.compiler_options(device=with_some).keys() - compiler.compiler_options(device=without).keys()
-  assert more == compiler._BY_SPARSE_CORE.keys()
+  name = f"TPU {kind}"
+  found = compiler.compiler_options(device=SimpleNamespace(platform="tpu", device_kind=name))
+  assert found == {**compiler._SMALLER, **compiler._GATHERED, **compiler._BY_KIND.get(name, {})}
+  assert (found.keys() >= compiler._BY_SPARSE_CORE.keys()) == (kind in ("v5", "v6 lite"))
+  assert found.get("xla_tpu_scoped_vmem_limit_kib") == {"v5 lite": "32768", "v5": "49152"}.get(kind)
 
 
 def test_a_compiler_without_the_choice_gets_none(monkeypatch):

@@ -11,6 +11,9 @@ from jax.sharding import PartitionSpec
 
 from jaxchop.target import on_cpu, on_flat_torus
 
+# Columns of a tile of a TPU's memory.
+_TILE = 128
+
 
 def scattered(gradient: jax.Array, spec: PartitionSpec, rows: PartitionSpec) -> jax.Array:
   """Returns this device's part, as `spec` says, of the sum over devices; inside of a `shard_map`.
@@ -75,15 +78,35 @@ def _along_lines(gradient: jax.Array, name: str, axis: int, count: int) -> jax.A
   At once the compiler would sum up whole gradients, at twice the bytes. It scatters the last axis of an array as it is;
   parts of another one it would fill up, and then shift.
   """
-  turned = jnp.swapaxes(gradient, axis, -1)
+  turned, last = jnp.swapaxes(gradient, axis, -1), gradient.ndim - 1
   for groups in two_stages(count):
-    last = turned.ndim - 1
-    turned = jax.lax.psum_scatter(turned, name, scatter_dimension=last, tiled=True, axis_index_groups=groups)
+    turned = _last_axis(turned, name, groups)
+  if turned.shape[-1] < _TILE and axis == last:
+    # It lies columns first, as what is updated by it does: rows first each would be filled up to a tile.
+    return turned
   # Turned back in memory too, or what is updated by it would be turned instead: four times as much, before the forward
   # pass already, to lie there twice until the end. Nor is it to be turned before it is scattered.
   rows_first = Layout(tuple(range(turned.ndim)))
   back = jnp.swapaxes(with_layout_constraint(turned, rows_first), axis, -1)
   return with_layout_constraint(back, rows_first)
+
+
+def _last_axis(gradient: jax.Array, name: str, groups: list[list[int]]) -> jax.Array:
+  """Scatters the last axis over the devices of each group.
+
+  Parts narrower than a tile the compiler would sum up whole, of all layers at the end of the step, to lie there until
+  then. So as many rows go side by side as fill a tile.
+  """
+  *before, columns = gradient.shape
+  parts, rows = len(groups[0]), math.prod(before)
+  width = columns // parts
+  beside = 1 if width >= _TILE else math.lcm(width, _TILE) // width
+  if beside == 1 or rows % beside:
+    last = gradient.ndim - 1
+    return jax.lax.psum_scatter(gradient, name, scatter_dimension=last, tiled=True, axis_index_groups=groups)
+  laid = gradient.reshape(rows // beside, beside, parts, width).swapaxes(1, 2).reshape(rows // beside, -1)
+  part = jax.lax.psum_scatter(laid, name, scatter_dimension=1, tiled=True, axis_index_groups=groups)
+  return part.reshape(*before, width)
 
 
 def two_stages(count: int) -> tuple[list[list[int]], list[list[int]]]:
