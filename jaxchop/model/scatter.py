@@ -78,10 +78,10 @@ def _along_lines(gradient: jax.Array, name: str, axis: int, count: int) -> jax.A
   At once the compiler would sum up whole gradients, at twice the bytes. It scatters the last axis of an array as it is;
   parts of another one it would fill up, and then shift.
   """
-  turned, last = jnp.swapaxes(gradient, axis, -1), gradient.ndim - 1
+  turned = jnp.swapaxes(gradient, axis, -1)
   for groups in two_stages(count):
     turned = _last_axis(turned, name, groups)
-  if turned.shape[-1] < _TILE and axis == last:
+  if turned.shape[-1] < _TILE and axis == turned.ndim - 1:
     # It lies columns first, as what is updated by it does: rows first each would be filled up to a tile.
     return turned
   # Turned back in memory too, or what is updated by it would be turned instead: four times as much, before the forward
