@@ -2,6 +2,7 @@
 
 import dataclasses
 import logging
+import math
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ from jaxchop.config import Recipe
 from jaxchop.errors import UsageError
 from jaxchop.files import cache_folder
 from jaxchop.hub.architectures import shape_of
+from jaxchop.parallel.topology import devices_of
 from jaxchop.preflight.alone import alone
 from jaxchop.preflight.asked import training_of
 from jaxchop.preflight.question import Question, answer, others
@@ -33,6 +35,10 @@ class Wishes:
   programs: tuple[str, ...] = ()
   # File for the compiled step, which recover.program loads.
   save: Path | None = None
+
+  def __post_init__(self) -> None:
+    if self.price is not None and not 0 <= self.price < math.inf:
+      raise UsageError(f"--price is {self.price:g}; it is what an hour of a chip costs, from 0 on")
 
 
 def preflight(
@@ -62,6 +68,8 @@ def preflight(
 def figures(question: Question, whole: int, wishes: Wishes, cache: Path) -> dict[str, Any]:
   """Returns what `preflight` does of a model of `whole` layers; runs in the process that compiles."""
   kept = question.training.student.layers
+  # No slice of that name: it is said before anything seems to be compiled.
+  devices_of(question.topology, question.slices)
   log.info("Compiling the step of %d layers for %s; this takes minutes", kept, question.topology)
   found: dict[str, Any] | None = None
   content: dict[str, Any] = {"topology": question.topology, "slices": question.slices, "fits": False}
