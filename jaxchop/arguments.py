@@ -12,6 +12,7 @@ from collections.abc import Callable
 from typing import NoReturn
 
 from jsonargparse import ActionConfigFile, ArgumentParser, DefaultHelpFormatter, set_parsing_settings
+from jsonargparse.typing import NonNegativeFloat, PositiveFloat, PositiveInt
 
 from jaxchop.config import (
   BuildConfig,
@@ -179,37 +180,49 @@ def _compare(parser: _Parser) -> None:
   parser.add_argument("recipes", nargs="+", help="a recipe (YAML) a way back; others are held against the first one")
   parser.add_argument("-o", "--out", required=True, help="folder of all runs; the same one goes on where it stopped")
   parser.add_argument("--base", action="append", default=[], help="recipe that lies under all others; may be repeated")
-  parser.add_argument("--tokens", type=int, help="training tokens of every way; unset, recover.steps of each recipe")
+  parser.add_argument(
+    "--tokens", type=PositiveInt, help="training tokens of every way; unset, recover.steps of each recipe"
+  )
   parser.add_argument(
     "--equal",
     choices=["tokens", "flops", "both"],
     default="both",
     help="train every way on as many tokens, or for as many FLOPs as the first, a teacher's counted, or both",
   )
-  parser.add_argument("--seeds", type=int, default=1, help="recoveries of every way, each from a seed of its own")
+  parser.add_argument(
+    "--seeds", type=PositiveInt, default=1, help="recoveries of every way, each from a seed of its own"
+  )
 
 
 def _forecast(parser: _Parser) -> None:
   parser.add_argument("run", help="a run folder or a recipe (YAML); its recovery is what is foretold")
   parser.add_argument("-o", "--out", help="folder of the probes; unset, forecast in the run folder")
   parser.add_argument(
-    "--tokens", type=int, nargs="+", default=[], help="tokens of each probe; unset, four shares of the recipe's steps"
+    "--tokens",
+    type=PositiveInt,
+    nargs="+",
+    default=[],
+    help="tokens of each probe; unset, four shares of the recipe's steps",
   )
-  parser.add_argument("--target", type=float, help="perplexity to reach")
+  parser.add_argument("--target", type=PositiveFloat, help="perplexity to reach")
   parser.add_argument(
-    "--gain", type=float, default=0.01, help="nats that twice as many tokens must gain to be worth it"
+    "--gain", type=PositiveFloat, default=0.01, help="nats that twice as many tokens must gain to be worth it"
   )
-  parser.add_argument("--chip_tflops", type=float, help="useful TFLOP/s of a chip to reckon hours of; unset, as here")
+  parser.add_argument(
+    "--chip_tflops", type=PositiveFloat, help="useful TFLOP/s of a chip to reckon hours of; unset, as here"
+  )
   parser.add_argument("--seed", type=int, default=0, help="decides the order of the training records")
 
 
 def _preflight(parser: _Parser) -> None:
   _run(parser)
   parser.add_argument("--topology", required=True, help="TPU slice, as v5e:4x4, v6e:8x8, v5p:2x2x4, tpu7x:2x2x1")
-  parser.add_argument("--slices", type=int, default=1, help="slices of that kind, joined by the data centre's network")
+  parser.add_argument(
+    "--slices", type=PositiveInt, default=1, help="slices of that kind, joined by the data centre's network"
+  )
   parser.add_argument("--plan", help="take the layers of this plan.json, not what the recipe's prune says")
-  parser.add_argument("--layers", type=int, help="layers that stay, where no number in the recipe says so")
-  parser.add_argument("--price", type=float, help="what an hour of a chip costs, in any currency")
+  parser.add_argument("--layers", type=PositiveInt, help="layers that stay, where no number in the recipe says so")
+  parser.add_argument("--price", type=NonNegativeFloat, help="what an hour of a chip costs, in any currency")
   parser.add_argument("--search", action="store_true", help="compile other meshes and remat policies, fastest first")
   parser.add_argument("--sweep-layers", action="store_true", help="show what it costs to remove more or fewer layers")
   parser.add_argument("--save", metavar="FILE", help="write the compiled step, which recover.program=FILE loads")

@@ -166,8 +166,6 @@ def compare(options: Any) -> dict[str, Any]:
   ways = {file.stem: read_recipe([*map(Path, options.base), file], options.out) for file in files}
   if len(ways) < len(files):
     raise UsageError("two recipes have the same file name, which names the way; rename one")
-  if options.seeds < 1:
-    raise UsageError(f"--seeds is {options.seeds}; it takes at least one")
   require_one("compare", max(recipe.recover.mesh.wait for recipe in ways.values()))
   return compare_ways(
     ways,

@@ -12,7 +12,7 @@ from jaxchop.cli import main
 from jaxchop.config import Recipe
 
 COMMANDS = ("run", "inspect", "score", "prune", "recover", "evaluate", "export", "check", "report", "data build")
-COMMANDS += ("compare", "forecast", "data inspect", "speed", "generate")
+COMMANDS += ("compare", "forecast", "preflight", "data inspect", "speed", "generate")
 
 
 def refused(capsys, *argv):
@@ -54,6 +54,15 @@ def test_help_needs_no_jax():
     (["run"], "out"),
     (["prune"], "model"),
     (["score", "m", "-o", "x", "--criteria", "[luck]"], "criteria"),
+    (["compare", "r.yaml", "-o", "x", "--tokens", "-1"], '"tokens"'),
+    (["compare", "r.yaml", "-o", "x", "--seeds", "0"], '"seeds"'),
+    (["forecast", "r.yaml", "--tokens", "9", "-5"], '"tokens" element 2'),
+    (["forecast", "r.yaml", "--target", "0"], '"target"'),
+    (["forecast", "r.yaml", "--gain", "nan"], '"gain"'),
+    (["forecast", "r.yaml", "--chip_tflops", "-1"], '"chip_tflops"'),
+    (["preflight", "--out", "x", "--topology", "v5e:4x4", "--slices", "0"], '"slices"'),
+    (["preflight", "--out", "x", "--topology", "v5e:4x4", "--layers", "0"], '"layers"'),
+    (["preflight", "--out", "x", "--topology", "v5e:4x4", "--price", "-1"], '"price"'),
   ],
 )
 def test_wrong_usage_is_one_line_that_names_the_setting(argv, said, capsys):

@@ -2,7 +2,6 @@
 
 import dataclasses
 import logging
-import math
 from pathlib import Path
 from typing import Any
 
@@ -35,10 +34,6 @@ class Wishes:
   programs: tuple[str, ...] = ()
   # File for the compiled step, which recover.program loads.
   save: Path | None = None
-
-  def __post_init__(self) -> None:
-    if self.price is not None and not 0 <= self.price < math.inf:
-      raise UsageError(f"--price is {self.price:g}; it is what an hour of a chip costs, from 0 on")
 
 
 def preflight(

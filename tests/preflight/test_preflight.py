@@ -9,7 +9,6 @@ import tiny_models
 from jaxchop.cli import main
 from jaxchop.errors import UsageError
 from jaxchop.parallel import topology
-from jaxchop.preflight.command import Wishes
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 RECIPE = """
@@ -69,12 +68,6 @@ def test_a_name_that_is_no_slice_is_wrong_usage(folder, capfd):
   assert main(["preflight", str(recipe), "--topology", "v5e-16"]) == 2
   said = capfd.readouterr().err
   assert "--topology is v5e-16; name a slice as one of v5e:2x2" in said and "Compiling" not in said
-
-
-@pytest.mark.parametrize("price", [-1.0, float("nan"), float("inf")])
-def test_a_price_that_is_none_is_wrong_usage(price):
-  with pytest.raises(UsageError, match=f"--price is {price:g}; it is what an hour of a chip costs"):
-    Wishes(price=price)
 
 
 def test_without_the_compiler_it_says_what_to_install(monkeypatch):
