@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
+from jaxchop.ranges import at_least
 from jaxchop.training import RecoverConfig
 
 Pattern = Literal["tail", "head", "middle", "alternate", "max_gap", "random"]
@@ -49,6 +50,9 @@ class OwnConfig:
   seed: int = 0
   """Decides the draw."""
 
+  def __post_init__(self) -> None:
+    at_least(1, self, "data.own", "prompt_tokens", "new_tokens", "documents", "batch_size")
+
 
 @dataclass(frozen=True, kw_only=True)
 class DataConfig:
@@ -77,6 +81,10 @@ class DataConfig:
   seed: int = 0
   """Decides which document goes where."""
   own: OwnConfig = field(default_factory=OwnConfig)
+
+  def __post_init__(self) -> None:
+    at_least(0, self, "data", "workers")
+    at_least(0, self, "data", "held_out_share", "calibration_share", below=1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,6 +125,10 @@ class ScoreConfig:
   """First layers that perplexity_greedy never takes."""
   greedy_last: int = 1
   """Last layers that perplexity_greedy never takes."""
+
+  def __post_init__(self) -> None:
+    at_least(1, self, "score", "windows", "window", "batch_size", "removal_windows", "longest_run", "greedy_rounds")
+    at_least(0, self, "score", "greedy_first", "greedy_last")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -166,6 +178,9 @@ class PruneConfig:
   """Merge layers (laco, slm, mka), train one in place of a run (streamline), or fold a map of a run into the layer
   before it (linear_map), instead of only dropping; see merging."""
 
+  def __post_init__(self) -> None:
+    at_least(0, self, "prune", "recover_between", "fade", "fade_penalty", "protect_first", "protect_last", "seed")
+
 
 @dataclass(frozen=True, kw_only=True)
 class MergingConfig:
@@ -210,6 +225,12 @@ class MergingConfig:
   seed: int = 0
   """streamline: decides the order of the windows."""
 
+  def __post_init__(self) -> None:
+    at_least(
+      1, self, "merging", "interval", "sentences", "sentence_tokens", "windows", "window", "batch_size", "epochs"
+    )
+    at_least(0, self, "merging", "learning_rate", "final_learning_rate", "weight_decay", "ridge")
+
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluateConfig:
@@ -246,6 +267,10 @@ class EvaluateConfig:
   """Prompts whose continuations by each model stand in the report."""
   sample_tokens: int = 40
   """Tokens a continuation."""
+
+  def __post_init__(self) -> None:
+    at_least(1, self, "evaluate", "batch_size", "probe_items", "task_limit", "prompt_tokens", "new_tokens")
+    at_least(0, self, "evaluate", "sample_tokens")
 
 
 @dataclass(frozen=True, kw_only=True)

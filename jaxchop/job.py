@@ -51,10 +51,10 @@ class Job:
       )
     if recipe.recover.trainable == "replacement" and not recipe.prune.merge:
       raise UsageError("recover.trainable: replacement trains what prune.merge made; set prune.merge or train others")
-    if recipe.prune.fade < 0 or (recipe.prune.fade and (recipe.prune.merge or recipe.prune.recover_between)):
+    if recipe.prune.fade and (recipe.prune.merge or recipe.prune.recover_between):
       raise UsageError(
-        f"prune.fade is {recipe.prune.fade}: so many steps come before a cut that only removes layers; it is at least "
-        "0 and goes with neither prune.merge nor prune.recover_between"
+        f"prune.fade is {recipe.prune.fade}: so many steps come before a cut that only removes layers; it goes with "
+        "neither prune.merge nor prune.recover_between"
       )
     if recipe.prune.recover_between and recipe.recover.fork:
       raise UsageError("recover.fork: a recovery between rounds has no run to fork from; leave one of the two out")

@@ -3,6 +3,9 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
+from jaxchop.errors import UsageError
+from jaxchop.ranges import at_least
+
 Target = Literal["q", "k", "v", "o", "gate", "up", "down"]
 Tracker = Literal["tensorboard", "wandb", "trackio"]
 
@@ -17,6 +20,9 @@ class GroupConfig:
   """Their highest learning rate; it warms up and falls as the others'."""
   weight_decay: float | None = None
   """Their weight decay; norms and biases have none either way."""
+
+  def __post_init__(self) -> None:
+    at_least(0, self, "recover.optimizer.groups", "learning_rate", "weight_decay")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,6 +54,14 @@ class OptimizerConfig:
   groups: tuple[GroupConfig, ...] = ()
   """Parameters with a learning rate or weight decay of their own; one is of the first group that it fits."""
 
+  def __post_init__(self) -> None:
+    group = "recover.optimizer"
+    at_least(0, self, group, "learning_rate", "final_share", "warmup_steps", "eps", "weight_decay")
+    at_least(0, self, group, "beta1", "beta2", below=1)
+    # It may be infinite.
+    if not self.clip_norm > 0:
+      raise UsageError(f"{group}.clip_norm is {self.clip_norm}; it is above 0")
+
 
 @dataclass(frozen=True, kw_only=True)
 class MeshConfig:
@@ -63,6 +77,9 @@ class MeshConfig:
   """Parts that heads, MLP columns and vocabulary are cut into."""
   wait: float = 300.0
   """Seconds that the processes of a run wait for each other at the start."""
+
+  def __post_init__(self) -> None:
+    at_least(0, self, "recover.mesh", "wait")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,6 +110,10 @@ class AdapterConfig:
   """Share of an adapter's inputs that a training step leaves out."""
   targets: tuple[Target, ...] = ("q", "k", "v", "o", "gate", "up", "down")
   """Projections that get an adapter, in every layer."""
+
+  def __post_init__(self) -> None:
+    at_least(1, self, "recover.adapter", "rank")
+    at_least(0, self, "recover.adapter", "dropout", below=1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -174,3 +195,10 @@ class RecoverConfig:
   distill: DistillConfig = field(default_factory=DistillConfig)
   mesh: MeshConfig = field(default_factory=MeshConfig)
   optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+
+  def __post_init__(self) -> None:
+    at_least(1, self, "recover", "batch_size", "seq_len", "accumulate", "loss_chunk", "evaluate_windows")
+    at_least(1, self, "recover", "checkpoint_every", "keep_checkpoints")
+    at_least(0, self, "recover", "steps", "z_loss", "skip_nonfinite", "profile_steps")
+    at_least(0, self, "recover", "keep_every", "keep_best", "evaluate_every")
+    at_least(0, self, "recover", "seed", below=2**63)

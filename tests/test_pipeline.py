@@ -184,7 +184,6 @@ def test_layers_may_fade_out_before_they_are_cut(recipe, summary, tmp_path, capl
 @pytest.mark.parametrize(
   ("change", "words"),
   [
-    ({"fade": -1}, r"prune\.fade is -1"),
     ({"fade": 2, "pattern": None, "merge": "mka"}, r"prune\.fade is 2: .* goes with neither prune\.merge"),
     ({"fade": 2, "pattern": None, "count": None, "keep": "0:4"}, r"prune\.fade: no layer goes"),
   ],

@@ -27,10 +27,6 @@ def with_adapters(model: Llama, config: AdapterConfig, *, seed: int, dora: bool,
 
   As in peft, a is uniform within 1 / sqrt(I) and b is zero; a magnitude is the length of its column.
   """
-  if config.rank < 1 or not 0 <= config.dropout < 1:
-    raise UsageError(
-      f"recover.adapter: rank {config.rank} and dropout {config.dropout}; a rank is at least 1, a dropout below 1"
-    )
 
   def change(name: str, linear: Linear) -> Any:
     target = name.rpartition(".")[2] in config.targets

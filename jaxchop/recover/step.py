@@ -75,10 +75,6 @@ def make_step(
     )
   optimizer = make_optimizer(config.optimizer, config.steps)
   rate = learning_rate(config.optimizer, config.steps)
-  if config.z_loss < 0:
-    raise UsageError(f"recover.z_loss is {config.z_loss}; it is at least 0")
-  if config.loss_chunk < 1:
-    raise UsageError(f"recover.loss_chunk is {config.loss_chunk}; it is at least 1")
   objective = objective_of(config, join, teacher, fading)
   leaves_out = config.trainable in ADAPTERS and config.adapter.dropout > 0
 

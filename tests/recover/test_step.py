@@ -147,16 +147,12 @@ def test_the_learning_rate_told_is_the_one_used() -> None:
 def test_z_loss_pulls_the_logits_and_leaves_the_loss_that_is_told() -> None:
   plain, pulled = (stepped(batch_of(records(0)), z_loss=z)[2] for z in (0.0, 0.1))
   assert plain.loss == pulled.loss and abs(plain.grad_norm - pulled.grad_norm) > 1e-3
-  with pytest.raises(UsageError, match=r"recover\.z_loss is -1"):
-    make_step(settings(z_loss=-1))
 
 
 def test_logits_of_fewer_tokens_at_once_are_the_same_step() -> None:
   (_, _, whole), (_, _, parts) = (stepped(batch_of(records(0)), loss_chunk=chunk) for chunk in (1024, 5))
   np.testing.assert_allclose(parts[:2], whole[:2], rtol=1e-6)
   assert logits_at_once(5) < logits_at_once(48) == logits_at_once(1024)
-  with pytest.raises(UsageError, match=r"recover\.loss_chunk is 0"):
-    make_step(settings(loss_chunk=0))
 
 
 def test_accumulation_must_divide_the_batch() -> None:

@@ -1,0 +1,127 @@
+"""Numbers that a setting cannot be are refused where settings are made, by the recipe's name of the setting."""
+
+import dataclasses
+import math
+
+import pytest
+
+from jaxchop.config import (
+  BuildConfig,
+  DataConfig,
+  EvaluateConfig,
+  ExportConfig,
+  MergingConfig,
+  OwnConfig,
+  PruneConfig,
+  Recipe,
+  ScoreConfig,
+)
+from jaxchop.errors import UsageError
+from jaxchop.recipes import read_recipe
+from jaxchop.training import (
+  AdapterConfig,
+  DistillConfig,
+  GroupConfig,
+  MeshConfig,
+  OptimizerConfig,
+  PartialConfig,
+  RecoverConfig,
+)
+
+# Those that are refused further on, beside what else they have to fit.
+ELSEWHERE = {
+  BuildConfig: {"seq_len", "workers"},
+  DistillConfig: {"weight", "temperature", "hidden", "cache_top"},
+  EvaluateConfig: {"window", "stride", "max_windows"},
+  ExportConfig: {"max_shard_size"},
+  MergingConfig: {"layers_per_merge", "lowest", "highest", "seed"},
+  MeshConfig: {"data", "fsdp", "context", "tensor"},
+  OptimizerConfig: {"decay_share"},
+  OwnConfig: {"temperature", "top_p"},
+  PartialConfig: {"last"},
+  PruneConfig: {"count", "ratio", "parameters", "bytes", "latency", "rounds"},
+}
+# Any number is a setting.
+FREE = {
+  AdapterConfig: {"alpha"},
+  DataConfig: {"seed"},
+  MergingConfig: {"threshold", "beta"},
+  OwnConfig: {"seed"},
+}
+GROUPS = (
+  (OwnConfig, {}),
+  (DataConfig, {}),
+  (BuildConfig, {}),
+  (ScoreConfig, {}),
+  (PruneConfig, {}),
+  (MergingConfig, {}),
+  (EvaluateConfig, {}),
+  (ExportConfig, {}),
+  (GroupConfig, {"match": ".*"}),
+  (OptimizerConfig, {}),
+  (MeshConfig, {}),
+  (PartialConfig, {}),
+  (AdapterConfig, {}),
+  (DistillConfig, {}),
+  (RecoverConfig, {}),
+)
+
+
+def numbers(group):
+  """Returns the names of a group's settings that are numbers."""
+  kinds = {field.name: str(getattr(field.type, "__name__", field.type)) for field in dataclasses.fields(group)}
+  return {name for name, kind in kinds.items() if kind.split(" | ")[0] in ("int", "float")}
+
+
+CASES = [
+  (group, needed, name)
+  for group, needed in GROUPS
+  for name in sorted(numbers(group) - ELSEWHERE.get(group, set()) - FREE.get(group, set()))
+]
+
+
+@pytest.mark.parametrize(("group", "needed", "name"), CASES, ids=lambda part: getattr(part, "__name__", str(part)))
+@pytest.mark.parametrize("value", [-1, math.nan])
+def test_no_setting_is_below_its_range(group, needed, name, value):
+  with pytest.raises(UsageError, match=rf"^(data|score|prune|merging|recover|evaluate)\S*\.{name} is {value}; it is "):
+    group(**needed, **{name: value})
+
+
+@pytest.mark.parametrize(
+  ("group", "name"),
+  [
+    (AdapterConfig, "rank"),
+    (EvaluateConfig, "batch_size"),
+    (OptimizerConfig, "clip_norm"),
+    (RecoverConfig, "accumulate"),
+    (RecoverConfig, "batch_size"),
+    (RecoverConfig, "checkpoint_every"),
+    (RecoverConfig, "keep_checkpoints"),
+    (RecoverConfig, "loss_chunk"),
+    (ScoreConfig, "windows"),
+  ],
+)
+def test_what_counts_something_is_not_none_at_all(group, name):
+  with pytest.raises(UsageError, match=rf"\.{name} is 0; it is "):
+    group(**{name: 0})
+
+
+@pytest.mark.parametrize(
+  ("group", "name"),
+  [(AdapterConfig, "dropout"), (DataConfig, "held_out_share"), (OptimizerConfig, "beta1"), (OptimizerConfig, "beta2")],
+)
+def test_a_share_that_leaves_nothing_is_refused(group, name):
+  with pytest.raises(UsageError, match=rf"\.{name} is 1\.0; it is at least 0 and below 1"):
+    group(**{name: 1.0})
+
+
+def test_gradients_need_not_be_clipped():
+  assert OptimizerConfig(clip_norm=math.inf).clip_norm == math.inf
+
+
+def test_a_recipe_with_such_a_number_is_refused(tmp_path):
+  path = tmp_path / "recipe.yaml"
+  path.write_text("out: x\nrecover: {optimizer: {learning_rate: -0.1}}\n")
+  with pytest.raises(UsageError, match=r"recover\.optimizer\.learning_rate is -0\.1; it is at least 0"):
+    read_recipe([path])
+  assert Recipe(out="x").recover.accumulate == 1
