@@ -36,27 +36,17 @@ class _ToStderr(logging.Handler):
 def main(argv: Sequence[str] | None = None) -> int:
   """Runs one command and returns its exit code."""
   root = parser()
-  options = root.instantiate(root.parse_args(_recipe_first(list(sys.argv[1:] if argv is None else argv))))
-  name, settings = _chosen(options)
-  level = logging.WARNING if settings.quiet else logging.INFO
-  logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[_ToStderr()])
-  logging.getLogger("jaxchop").setLevel(level)
-  # It warns of texts longer than the model's window, which jaxchop cuts into windows.
-  logging.getLogger("transformers").setLevel(logging.ERROR)
-  # transformers would remark that torch is absent: jaxchop takes only tokenizers from it.
-  os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
-  if argv is None and name in _STEPPING:
-    keep_freed_memory()
-  # Preflight says how long it takes to compile, and keeps its answers itself.
-  if argv is None and name != "preflight":
-    keep_programs()
-  # JAX and all that follows load here, so that --help and wrong usage answer at once.
-  commands = importlib.import_module("jaxchop.commands")
+  parsed = root.parse_args(_recipe_first(list(sys.argv[1:] if argv is None else argv)))
+  name, given = _chosen(parsed)
   try:
+    _, settings = _chosen(root.instantiate(parsed))
+    _set_up(name, settings, alone=argv is None)
+    # JAX and all that follows load here, so that --help and wrong usage answer at once.
+    commands = importlib.import_module("jaxchop.commands")
     with _terminable():
       result: Any = getattr(commands, name.replace(" ", "_"))(settings)
   except JaxchopError as error:
-    if settings.debug:
+    if given.debug:
       raise
     sys.stderr.write(f"jaxchop {name}: error: {' '.join(str(error).split())}\n")
     return error.exit_code
@@ -72,6 +62,22 @@ def main(argv: Sequence[str] | None = None) -> int:
     importlib.import_module("jaxchop.show").show(name, result)
   # `check` answers for itself; `export` and `run` carry the answer of theirs.
   return 0 if result.get("check", result).get("ok", True) else 1
+
+
+def _set_up(name: str, settings: Namespace, *, alone: bool) -> None:
+  """Says where log lines go and what is kept, for a command that has the process `alone` to itself or not."""
+  level = logging.WARNING if settings.quiet else logging.INFO
+  logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[_ToStderr()])
+  logging.getLogger("jaxchop").setLevel(level)
+  # It warns of texts longer than the model's window, which jaxchop cuts into windows.
+  logging.getLogger("transformers").setLevel(logging.ERROR)
+  # transformers would remark that torch is absent: jaxchop takes only tokenizers from it.
+  os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
+  if alone and name in _STEPPING:
+    keep_freed_memory()
+  # Preflight says how long it takes to compile, and keeps its answers itself.
+  if alone and name != "preflight":
+    keep_programs()
 
 
 def _chosen(options: Namespace) -> tuple[str, Namespace]:

@@ -24,6 +24,6 @@ def read_recipe(files: Sequence[Path], out: str | None = None) -> Recipe:
   argv = [part for file in files for part in ("--config", str(file))]
   try:
     found = parser.instantiate(parser.parse_args([*argv, *(() if out is None else ("--out", out))]))
-  except ArgumentError as error:
+  except (ArgumentError, UsageError) as error:
     raise UsageError(f"{', '.join(map(str, files))}: {' '.join(str(error).split())}") from error
   return Recipe(**{name: found[name] for name in Recipe.__dataclass_fields__})

@@ -69,6 +69,18 @@ def test_wrong_usage_is_one_line_that_names_the_setting(argv, said, capsys):
   assert said in refused(capsys, *argv)
 
 
+@pytest.mark.parametrize(
+  ("argv", "said"),
+  [
+    (["run", "--out", "x", "--recover.accumulate", "0"], "recover.accumulate is 0; it is at least 1"),
+    (["recover", "m", "-o", "x", "--optimizer.clip_norm", "0"], "recover.optimizer.clip_norm is 0.0; it is above 0"),
+  ],
+)
+def test_a_number_that_a_setting_cannot_be_is_one_line_too(argv, said, capsys):
+  assert main(argv) == 2
+  assert capsys.readouterr().err == f"jaxchop {argv[0]}: error: {said}\n"
+
+
 def test_a_misspelt_key_in_a_recipe_is_refused_with_the_nearest_name(tmp_path, capsys):
   recipe = tmp_path / "recipe.yaml"
   recipe.write_text("out: x\nprune: {cuont: 6}\n")

@@ -122,6 +122,6 @@ def test_gradients_need_not_be_clipped():
 def test_a_recipe_with_such_a_number_is_refused(tmp_path):
   path = tmp_path / "recipe.yaml"
   path.write_text("out: x\nrecover: {optimizer: {learning_rate: -0.1}}\n")
-  with pytest.raises(UsageError, match=r"recover\.optimizer\.learning_rate is -0\.1; it is at least 0"):
+  with pytest.raises(UsageError, match=r"recipe\.yaml: recover\.optimizer\.learning_rate is -0\.1; it is at least 0"):
     read_recipe([path])
   assert Recipe(out="x").recover.accumulate == 1
