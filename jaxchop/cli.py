@@ -65,7 +65,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _set_up(name: str, settings: Namespace, *, alone: bool) -> None:
-  """Says where log lines go and what is kept, for a command that has the process `alone` to itself or not."""
+  """Says where log lines go and, in a process that the command has `alone`, what memory and programs are kept."""
   level = logging.WARNING if settings.quiet else logging.INFO
   logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[_ToStderr()])
   logging.getLogger("jaxchop").setLevel(level)

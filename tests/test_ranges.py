@@ -34,7 +34,7 @@ ELSEWHERE = {
   DistillConfig: {"weight", "temperature", "hidden", "cache_top"},
   EvaluateConfig: {"window", "stride", "max_windows"},
   ExportConfig: {"max_shard_size"},
-  MergingConfig: {"layers_per_merge", "lowest", "highest", "seed"},
+  MergingConfig: {"threshold", "layers_per_merge", "lowest", "highest", "seed"},
   MeshConfig: {"data", "fsdp", "context", "tensor"},
   OptimizerConfig: {"decay_share"},
   OwnConfig: {"temperature", "top_p"},
@@ -45,7 +45,7 @@ ELSEWHERE = {
 FREE = {
   AdapterConfig: {"alpha"},
   DataConfig: {"seed"},
-  MergingConfig: {"threshold", "beta"},
+  MergingConfig: {"beta"},
   OwnConfig: {"seed"},
 }
 GROUPS = (

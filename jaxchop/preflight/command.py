@@ -63,7 +63,7 @@ def preflight(
 def figures(question: Question, whole: int, wishes: Wishes, cache: Path) -> dict[str, Any]:
   """Returns what `preflight` does of a model of `whole` layers; runs in the process that compiles."""
   kept = question.training.student.layers
-  # No slice of that name: it is said before anything seems to be compiled.
+  # A name that is no slice is said before anything seems to be compiled.
   devices_of(question.topology, question.slices)
   log.info("Compiling the step of %d layers for %s; this takes minutes", kept, question.topology)
   found: dict[str, Any] | None = None
