@@ -269,8 +269,8 @@ class EvaluateConfig:
   """Tokens a continuation."""
 
   def __post_init__(self) -> None:
-    at_least(1, self, "evaluate", "batch_size", "probe_items", "task_limit", "prompt_tokens", "new_tokens")
-    at_least(0, self, "evaluate", "sample_tokens")
+    at_least(1, self, "evaluate", "batch_size", "probe_items", "task_limit", "prompt_tokens")
+    at_least(0, self, "evaluate", "new_tokens", "sample_tokens")
 
 
 @dataclass(frozen=True, kw_only=True)

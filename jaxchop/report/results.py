@@ -235,7 +235,8 @@ def _model(name: str, summary: Fields, tested: Fields) -> Measured:
       for name, one in summary.children("figures")
     ),
     prefill=summary.number("prefill_tokens_per_second"),
-    decode=summary.number("decode_tokens_per_second"),
+    # 0 where no token was to be decoded.
+    decode=summary.number("decode_tokens_per_second") or None,
     speed_protocol=summary.text("speed_protocol"),
     samples=tuple(
       Sample(prompt=one.text("prompt"), continuation=one.text("continuation")) for one in tested.items("samples")

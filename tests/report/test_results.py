@@ -26,6 +26,12 @@ def test_any_file_may_be_missing(make_run, left_out):
   assert bool(run.plan) == (left_out != "plan")
 
 
+def test_a_speed_without_decoded_tokens_is_none(make_run):
+  summary = {"original": {"layers": 30, "prefill_tokens_per_second": 900.0, "decode_tokens_per_second": 0.0}}
+  (model,) = read_run(make_run(summary=summary, eval=None)).models
+  assert model.prefill == 900.0 and model.decode is None
+
+
 def test_a_folder_without_results_is_a_usage_error(tmp_path):
   with pytest.raises(UsageError, match="holds no results"):
     read_run(tmp_path)
