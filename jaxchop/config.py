@@ -282,6 +282,9 @@ class ExportConfig:
   max_shard_size: int = 5_000_000_000
   """Largest size of one safetensors file, in bytes."""
 
+  def __post_init__(self) -> None:
+    at_least(1, self, "export", "max_shard_size")
+
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:

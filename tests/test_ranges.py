@@ -33,7 +33,6 @@ ELSEWHERE = {
   BuildConfig: {"seq_len", "workers"},
   DistillConfig: {"weight", "temperature", "hidden", "cache_top"},
   EvaluateConfig: {"window", "stride", "max_windows"},
-  ExportConfig: {"max_shard_size"},
   MergingConfig: {"threshold", "layers_per_merge", "lowest", "highest", "seed"},
   MeshConfig: {"data", "fsdp", "context", "tensor"},
   OptimizerConfig: {"decay_share"},
@@ -83,7 +82,9 @@ CASES = [
 @pytest.mark.parametrize(("group", "needed", "name"), CASES, ids=lambda part: getattr(part, "__name__", str(part)))
 @pytest.mark.parametrize("value", [-1, math.nan])
 def test_no_setting_is_below_its_range(group, needed, name, value):
-  with pytest.raises(UsageError, match=rf"^(data|score|prune|merging|recover|evaluate)\S*\.{name} is {value}; it is "):
+  with pytest.raises(
+    UsageError, match=rf"^(data|score|prune|merging|recover|evaluate|export)\S*\.{name} is {value}; it is "
+  ):
     group(**needed, **{name: value})
 
 
