@@ -30,7 +30,9 @@ class _ToStderr(logging.Handler):
   """Writes to standard error as it is when a line comes: a caller of `main` may have put another in its place."""
 
   def emit(self, record: logging.LogRecord) -> None:
-    sys.stderr.write(self.format(record) + "\n")
+    # Orbax shows the stack of a thread that died, and raises the same error where its work is waited for.
+    if not (record.name == "absl" and record.exc_info):
+      sys.stderr.write(self.format(record) + "\n")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

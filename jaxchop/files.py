@@ -4,7 +4,9 @@ import contextlib
 import fcntl
 import json
 import os
+import shutil
 import socket
+import sys
 from collections.abc import Generator
 from pathlib import Path
 from typing import Any
@@ -31,6 +33,13 @@ def local_path(name: str) -> Path:
       "(docs/tpu.md), or write to a local one and copy it with `gcloud storage rsync`"
     )
   return Path(name)
+
+
+def free_bytes(path: Path) -> int:
+  """Returns the bytes that are free where a file or folder is, or would be made."""
+  usage = shutil.disk_usage(next(there for there in (path, *path.parents) if there.exists()))
+  # A file system that does not tell its size has no known end.
+  return usage.free if usage.total else sys.maxsize
 
 
 def write_text(path: Path, text: str) -> None:

@@ -11,6 +11,8 @@ from collections.abc import Generator
 from pathlib import Path
 
 from jaxchop.errors import JaxchopError, UsageError
+from jaxchop.files import free_bytes
+from jaxchop.wording import size
 
 # The file that says jaxchop wrote a folder; its "files" lists what else jaxchop put there.
 MANIFEST = "jaxchop.json"
@@ -148,9 +150,5 @@ def _fsync(folder: Path) -> None:
 
 
 def _explained(error: OSError, out: Path) -> JaxchopError:
-  there = next(folder for folder in out.parents if folder.exists())
-  free = shutil.disk_usage(there).free
-  what = f"{error.filename}: " if error.filename else ""
-  return JaxchopError(
-    f"{out} was not written: {what}{error.strerror} ({free / 1e9:.2f} GB free there); nothing was left behind"
-  )
+  what, free = f"{error.filename}: " if error.filename else "", size(free_bytes(out.parent))
+  return JaxchopError(f"{out} was not written: {what}{error.strerror} ({free} free there); nothing was left behind")

@@ -18,11 +18,13 @@ import jax
 import numpy as np
 
 from jaxchop.errors import JaxchopError
+from jaxchop.files import free_bytes
 from jaxchop.model.tree import flatten, unflatten
 from jaxchop.parallel.channel import ALONE, Channel
 from jaxchop.recover import digest, manifest, store
 from jaxchop.recover.manifest import Damaged, Leaves
 from jaxchop.training import RecoverConfig
+from jaxchop.wording import size
 
 log = logging.getLogger("jaxchop")
 
@@ -90,7 +92,7 @@ class Checkpoints:
     failed = ""
     try:
       if self.hosts.index == 0:
-        self._clear()
+        self.clear()
         self.folder.mkdir(parents=True, exist_ok=True)
       writing = store.write(aside / "state", items)
     except store.UNREADABLE as error:
@@ -108,9 +110,19 @@ class Checkpoints:
     if self._saving is not None and self._saving.done():
       self.wait()
 
+  def steps(self) -> list[int]:
+    """Returns the steps of which a checkpoint is there, oldest first, but for those that were found damaged."""
+    return [step for step, _ in _steps(self.folder) if step not in self._damaged]
+
   def metas(self) -> list[tuple[int, dict[str, Any]]]:
     """Returns step and meta of every checkpoint, newest first, without a look at its arrays."""
     return [(found["step"], found["meta"]) for found in self._candidates()]
+
+  def clear(self) -> None:
+    """Removes what a killed process left half written or half deleted; these names are ours alone."""
+    for path in self.folder.glob("*"):
+      if re.fullmatch(r"\d{8,}\.(saving|deleting)", path.name):
+        shutil.rmtree(path)
 
   def restore_latest(self, model: Any, opt_state: Any, step: int | None = None) -> Restored | None:
     """Returns the newest checkpoint whose digests hold, placed as the given (abstract) trees; None if there is none.
@@ -170,7 +182,10 @@ class Checkpoints:
     except (*store.UNREADABLE, Damaged) as error:
       if self.hosts.index == 0:
         shutil.rmtree(aside, ignore_errors=True)
-      raise Unsaved(f"{path}: cannot be saved ({store.one_line(error)}); {_room(self.folder)}") from error
+      why, free = store.one_line(error), size(free_bytes(self.folder))
+      raise Unsaved(
+        f"{path}: cannot be saved ({why}); {free} are free there; older checkpoints are untouched"
+      ) from error
 
   def _agree(self, what: str, wrong: str) -> None:
     """Raises Damaged in every process where one of them says what is wrong."""
@@ -206,12 +221,6 @@ class Checkpoints:
       leaving = old.with_suffix(".deleting")
       old.rename(leaving)
       shutil.rmtree(leaving)
-
-  def _clear(self) -> None:
-    """Removes what a killed process left half written or half deleted; these names are ours alone."""
-    for path in self.folder.glob("*"):
-      if re.fullmatch(r"\d{8,}\.(saving|deleting)", path.name):
-        shutil.rmtree(path)
 
 
 def load_weights(folder: Path, step: int | None = None) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
@@ -297,11 +306,6 @@ def _refuse_another(path: Path, target: Mapping[str, Any], leaves: Leaves) -> No
 
 def _words(leaf: tuple[str, tuple[int, ...]] | None) -> str:
   return "absent" if leaf is None else f"{leaf[0]} {list(leaf[1])}"
-
-
-def _room(folder: Path) -> str:
-  existing = next(p for p in (folder, *folder.parents) if p.exists())
-  return f"{shutil.disk_usage(existing).free / 1e9:.1f} GB are free there; older checkpoints are untouched"
 
 
 def _sync(folder: Path) -> None:

@@ -31,6 +31,7 @@ from jaxchop.recover.outcome import Recovered, outcome
 from jaxchop.recover.outlook import devices_of, in_words, outlook
 from jaxchop.recover.profile import Profile
 from jaxchop.recover.program import State, traced_step
+from jaxchop.recover.room import require_room
 from jaxchop.recover.run import FREE, Along, Run
 from jaxchop.recover.signals import Stop, Wish, stop_signals
 from jaxchop.recover.teacher import beside, stands_beside
@@ -82,6 +83,8 @@ def recover(
       taught = taught and (taught[0], spread(taught[1], mesh))
     run = Run(model, way, config, Path(folder), identity, mesh, origin, hosts, taught)
     with contextlib.closing(run.curve):
+      if run.step < config.steps:
+        require_room(run)
       try:
         if run.step < config.steps and not _heard(run, stop):
           program, compile_seconds = _compiled(config, run, batches.segments, fading)

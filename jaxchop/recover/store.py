@@ -4,6 +4,7 @@ Read alone, because a process that finds a broken file would leave the others wa
 its operations to tell barriers apart: all processes must read as often as one another.
 """
 
+import textwrap
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -74,7 +75,7 @@ def blank(leaves: Leaves, wanted: Mapping[str, set[str]]) -> dict[str, Any]:
 
 
 def one_line(error: BaseException) -> str:
-  return " ".join(str(error).split())[:200] or type(error).__name__
+  return textwrap.shorten(str(error), 300, placeholder=" ...") or type(error).__name__
 
 
 def _cut(share: list[tuple[str, str]], sizes: Mapping[tuple[str, str], int]) -> list[list[tuple[str, str]]]:
