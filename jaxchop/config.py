@@ -180,6 +180,7 @@ class PruneConfig:
 
   def __post_init__(self) -> None:
     at_least(0, self, "prune", "recover_between", "fade", "fade_penalty", "protect_first", "protect_last", "seed")
+    at_least(0, self, "prune", "count", "ratio", "parameters", "bytes", "latency")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,5 +1,6 @@
 """Every setting of recovery: what trains, on what beside the text, by which optimizer, on which devices."""
 
+import math
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -133,6 +134,19 @@ class DistillConfig:
   each; all others count as one. 0 runs the whole teacher beside the model in every step."""
   teacher: str | None = None
   """A folder, a .gguf file or a hub id with the same tokenizer; unset, the unpruned model."""
+
+  def __post_init__(self) -> None:
+    group = "recover.distill"
+    at_least(0, self, group, "hidden", "cache_top")
+    if not 0 <= self.weight <= 1:
+      raise UsageError(f"{group}.weight is {self.weight}; it is at least 0 and at most 1")
+    if not 0 < self.temperature < math.inf:
+      raise UsageError(f"{group}.temperature is {self.temperature}; it is above 0")
+    if self.cache_top and (self.hidden or not self.weight):
+      raise UsageError(
+        f"{group}.cache_top is {self.cache_top}: it keeps what a teacher expects next, not its states; set "
+        f"{group}.weight above 0 and hidden to 0, or leave it out"
+      )
 
 
 @dataclass(frozen=True, kw_only=True)

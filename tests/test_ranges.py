@@ -20,7 +20,6 @@ from jaxchop.errors import UsageError
 from jaxchop.recipes import read_recipe
 from jaxchop.training import (
   AdapterConfig,
-  DistillConfig,
   GroupConfig,
   MeshConfig,
   OptimizerConfig,
@@ -31,14 +30,13 @@ from jaxchop.training import (
 # Those that are refused further on, beside what else they have to fit.
 ELSEWHERE = {
   BuildConfig: {"seq_len", "workers"},
-  DistillConfig: {"weight", "temperature", "hidden", "cache_top"},
   EvaluateConfig: {"window", "stride", "max_windows"},
   MergingConfig: {"threshold", "layers_per_merge", "lowest", "highest", "seed"},
   MeshConfig: {"data", "fsdp", "context", "tensor"},
   OptimizerConfig: {"decay_share"},
   OwnConfig: {"temperature", "top_p"},
   PartialConfig: {"last"},
-  PruneConfig: {"count", "ratio", "parameters", "bytes", "latency", "rounds"},
+  PruneConfig: {"rounds"},
 }
 # Any number is a setting.
 FREE = {

@@ -128,16 +128,8 @@ def test_a_teacher_of_more_tokens_is_refused_before_it_is_asked(recipe, tiny_fol
   assert not (tmp_path / "run" / "taught").exists()
 
 
-@pytest.mark.parametrize(
-  ("distill", "words"),
-  [
-    (DistillConfig(weight=1.0, hidden=0.5, cache_top=8), r"cache_top is 8: it keeps what a teacher expects next"),
-    (DistillConfig(hidden=0.5, cache_top=8), r"cache_top is 8"),
-    (DistillConfig(weight=1.0, cache_top=-1), r"cache_top is -1"),
-    (DistillConfig(weight=1.0, cache_top=321), r"cache_top is 321, but the teacher has 320 tokens"),
-  ],
-)
-def test_settings_that_cannot_be_kept_are_refused_before_anything_is_read(recipe, tmp_path, distill, words):
-  with pytest.raises(UsageError, match=words):
+def test_more_than_a_teacher_has_cannot_be_kept(recipe, tmp_path):
+  distill = DistillConfig(weight=1.0, cache_top=321)
+  with pytest.raises(UsageError, match="cache_top is 321, but the teacher has 320 tokens"):
     Job(recipe(distill=distill)).recovered()
   assert not (tmp_path / "run" / "taught").exists()

@@ -141,17 +141,23 @@ def test_on_several_devices_it_is_the_run_of_one(tmp_path: Path, mesh: MeshConfi
   np.testing.assert_allclose(*found, rtol=0, atol=1e-5)
 
 
+def test_settings_that_teach_nothing_are_refused(tmp_path: Path) -> None:
+  with pytest.raises(UsageError, match=r"recover\.distill: give a teacher and a weight or hidden above 0"):
+    run(tmp_path, settings(distill=DistillConfig()))
+
+
 @pytest.mark.parametrize(
-  ("distill", "words"),
+  ("given", "words"),
   [
-    (DistillConfig(weight=1.5), r"recover\.distill: weight 1\.5"),
-    (DistillConfig(weight=0.5, temperature=0.0), r"temperature 0\.0"),
-    (DistillConfig(), r"recover\.distill: give a teacher and a weight or hidden above 0"),
+    ({"weight": 1.5}, r"recover\.distill\.weight is 1\.5; it is at least 0 and at most 1"),
+    ({"weight": 0.5, "temperature": 0.0}, r"recover\.distill\.temperature is 0\.0; it is above 0"),
+    ({"weight": 1.0, "hidden": 0.5, "cache_top": 8}, r"cache_top is 8: it keeps what a teacher expects next"),
+    ({"hidden": 0.5, "cache_top": 8}, r"cache_top is 8"),
   ],
 )
-def test_settings_that_teach_nothing_are_refused(tmp_path: Path, distill: DistillConfig, words: str) -> None:
+def test_settings_that_make_no_sense_are_refused(given: dict[str, Any], words: str) -> None:
   with pytest.raises(UsageError, match=words):
-    run(tmp_path, settings(distill=distill))
+    DistillConfig(**given)
 
 
 def test_a_teacher_of_another_shape_teaches_only_what_it_can() -> None:
