@@ -3,31 +3,25 @@
 No TPU is needed for it, only its library.
 """
 
-import json
-import os
-import subprocess
-import sys
-from pathlib import Path
+from collections import Counter
 
+import jax
+import jax.numpy as jnp
 import pytest
+from jax.sharding import NamedSharding, PartitionSpec
 
-from jaxchop.parallel.topology import environment
+from jaxchop.compiler import compiler_options
+from jaxchop.model.scatter import scattered
+from jaxchop.parallel.hlo import read_cost
+from jaxchop.parallel.mesh import AXES, arranged
+from jaxchop.parallel.topology import devices_of
+from jaxchop.preflight.alone import alone
+
+pytestmark = pytest.mark.usefixtures("found_alone")
 
 
-def sent(topology: str, plain: bool) -> None:
-  """Prints a chip's bytes by kind of collective for gathering a weight and scattering its gradient."""
-  from collections import Counter
-
-  import jax
-  import jax.numpy as jnp
-  from jax.sharding import NamedSharding, PartitionSpec
-
-  from jaxchop.compiler import compiler_options
-  from jaxchop.model.scatter import scattered
-  from jaxchop.parallel.hlo import read_cost
-  from jaxchop.parallel.mesh import AXES, arranged
-  from jaxchop.parallel.topology import devices_of
-
+def sent(topology: str, plain: bool) -> dict[str, int]:
+  """Returns a chip's bytes by kind of collective for gathering a weight and scattering its gradient."""
   devices = devices_of(topology)
   sizes = dict.fromkeys(AXES, 1) | {"fsdp": len(devices)}
   mesh = jax.sharding.Mesh(arranged(sizes, devices), AXES, axis_types=(jax.sharding.AxisType.Explicit,) * len(AXES))
@@ -49,17 +43,7 @@ def sent(topology: str, plain: bool) -> None:
   found: Counter[str] = Counter()
   for one in read_cost(text, len(devices)).collectives:
     found[one.kind] += one.bytes
-  print(json.dumps(found))
-
-
-def told(topology: str, *, plain: bool = False) -> dict[str, int]:
-  paths = os.pathsep.join([str(Path(__file__).parents[2]), *filter(None, [os.environ.get("PYTHONPATH")])])
-  command = [sys.executable, __file__, topology, *(["plain"] if plain else [])]
-  done = subprocess.run(
-    command, env={**environment(), "PYTHONPATH": paths}, capture_output=True, text=True, timeout=300, check=False
-  )
-  assert done.returncode == 0, done.stderr[-2000:]
-  return json.loads(done.stdout.splitlines()[-1])
+  return dict(found)
 
 
 # On 256 chips parts are narrower than a tile.
@@ -68,17 +52,13 @@ def told(topology: str, *, plain: bool = False) -> dict[str, int]:
 )
 def test_weights_are_gathered_and_gradients_scattered(topology, chips):
   each = 4096 * 4096 * 2 * (chips - 1) // chips
-  assert told(topology) == {"all-gather": each, "reduce-scatter": each}
+  assert alone(sent, topology, False) == {"all-gather": each, "reduce-scatter": each}
 
 
 def test_that_needs_our_options():
-  assert told("v5p:4x4x4", plain=True).keys() == {"all-reduce"}
+  assert alone(sent, "v5p:4x4x4", True).keys() == {"all-reduce"}
 
 
 def test_a_v4_is_one_device_a_chip_and_sums_up_whole_gradients():
   each = 4096 * 4096 * 2 * 15 // 16
-  assert told("v4:2x2x4") == {"all-gather": each, "all-reduce": 2 * each}
-
-
-if __name__ == "__main__":
-  sent(sys.argv[1], "plain" in sys.argv[2:])
+  assert alone(sent, "v4:2x2x4", False) == {"all-gather": each, "all-reduce": 2 * each}
