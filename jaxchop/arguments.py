@@ -221,7 +221,7 @@ def _preflight(parser: _Parser) -> None:
     "--slices", type=PositiveInt, default=1, help="slices of that kind, joined by the data centre's network"
   )
   parser.add_argument("--plan", help="take the layers of this plan.json, not what the recipe's prune says")
-  parser.add_argument("--layers", type=PositiveInt, help="layers that stay, where no number in the recipe says so")
+  parser.add_argument("--layers", type=PositiveInt, help="layers that stay, whatever the recipe says")
   parser.add_argument("--price", type=NonNegativeFloat, help="what an hour of a chip costs, in any currency")
   parser.add_argument("--search", action="store_true", help="compile other meshes and remat policies, fastest first")
   parser.add_argument("--sweep-layers", action="store_true", help="show what it costs to remove more or fewer layers")
