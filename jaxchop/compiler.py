@@ -64,7 +64,7 @@ def _working_memory(mebibytes: int) -> dict[str, str | bool]:
 
 
 _BY_KIND: dict[str, dict[str, str | bool]] = {
-  "TPU v5 lite": _working_memory(32),
+  "TPU v5 lite": _working_memory(28),
   "TPU v5": {**_working_memory(48), **_BY_SPARSE_CORE},
   "TPU v6 lite": {**_working_memory(48), **_BY_SPARSE_CORE},
 }

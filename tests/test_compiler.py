@@ -50,7 +50,7 @@ def test_each_kind_of_tpu_has_its_own_beside_what_all_have(kind, monkeypatch):
   found = compiler.compiler_options(device=SimpleNamespace(platform="tpu", device_kind=name))
   assert found == {**compiler._SMALLER, **compiler._GATHERED, **compiler._BY_KIND.get(name, {})}
   assert (found.keys() >= compiler._BY_SPARSE_CORE.keys()) == (kind in ("v5", "v6 lite"))
-  assert found.get("xla_tpu_scoped_vmem_limit_kib") == {"v5 lite": "32768", "v5": "49152", "v6 lite": "49152"}.get(kind)
+  assert found.get("xla_tpu_scoped_vmem_limit_kib") == {"v5 lite": "28672", "v5": "49152", "v6 lite": "49152"}.get(kind)
 
 
 def test_a_compiler_without_the_choice_gets_none(monkeypatch):
