@@ -30,7 +30,7 @@ log = logging.getLogger("jaxchop")
 
 
 class Unsaved(JaxchopError):
-  """A save that failed: the checkpoints before it stand."""
+  """A save that failed, or for which there is no room: the checkpoints before it stand."""
 
 
 class Restored(NamedTuple):

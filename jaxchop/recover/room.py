@@ -34,7 +34,7 @@ def require_room(run: Run) -> None:
 
 
 def at_once(config: RecoverConfig, step: int, there: int) -> int:
-  """Returns how many more checkpoints lie on the disk together at most, where `there` many do after `step`."""
+  """Returns how many checkpoints at most come to lie on the disk beside the `there` many that do after `step`."""
   every = {config.checkpoint_every, config.evaluate_every} - {0}
   saves = {save for part in every for save in range(part, config.steps + 1, part)} | {config.steps}
   keep = Keep.by(config)
